@@ -1,0 +1,1 @@
+"""The translating part of zephyra: checkpoints, adapters and packs between formats."""
