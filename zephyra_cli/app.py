@@ -1,0 +1,91 @@
+"""The entry point: signals, errors, and how every run ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+from zephyra_fusion.errors import ZephyraError
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: ends as Ctrl-C does, the partial answer kept."""
+
+
+def main() -> NoReturn:
+    """Run the command line of this process and leave with the contract's exit status."""
+    status = 130
+    try:
+        signal.signal(signal.SIGTERM, _terminate)
+        status = _run(sys.argv[1:])
+        leave(status)
+    except BrokenPipeError:
+        end_as_cat()
+    except Terminated:
+        leave(128 + signal.SIGTERM)
+    except KeyboardInterrupt:
+        leave(130)
+
+
+def _run(arguments: list[str]) -> int:
+    from zephyra_cli import ui
+
+    ui.prepare()
+    try:
+        return _dispatch(arguments)
+    except (KeyboardInterrupt, BrokenPipeError):
+        raise
+    except BaseException as error:
+        if os.environ.get("ZEPHYRA_TRACEBACK") == "1":
+            raise
+        if isinstance(error, ZephyraError):
+            ui.complain(error.message, error.hint)
+        elif isinstance(error, OSError):
+            ui.complain(str(error), None)
+        elif isinstance(error, MemoryError):
+            ui.complain("not enough memory", "a smaller model or a smaller --context needs less")
+        else:
+            ui.complain(f"{type(error).__name__}: {error}", "a fault of zephyra; ZEPHYRA_TRACEBACK=1 shows where")
+        return 1
+
+
+def _dispatch(arguments: list[str]) -> int:
+    from zephyra_cli.command_line import command_line
+
+    try:
+        command_line().main(arguments, prog_name="zephyra")
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 1
+    return 0
+
+
+def leave(status: int) -> NoReturn:
+    """Flush and go. Nothing is torn down: the system takes the memory back faster than llama.cpp gives it."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except BrokenPipeError:
+            end_as_cat()
+        except OSError:
+            status = status or 1
+    os._exit(status)
+
+
+def end_as_cat() -> NoReturn:
+    """The reader closed the pipe: die of SIGPIPE, quietly, where there is such a thing."""
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGPIPE)
+    os._exit(1)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+if __name__ == "__main__":
+    main()

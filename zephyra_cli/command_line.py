@@ -1,0 +1,62 @@
+"""The tree of commands. A command's module is imported when it is called or listed, never before."""
+
+from __future__ import annotations
+
+import signal
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from zephyra_cli.app import Terminated, end_as_cat, leave
+from zephyra_fusion import __version__
+from zephyra_fusion.errors import did_you_mean
+
+COMMANDS = ("generate", "route", "models", "domains", "train")
+"""Each is zephyra_cli/commands/NAME.py with a function (or, for a group, a Typer) of that name in it."""
+
+
+class Commands(TyperGroup):
+    """The commands by name, and the endings that Typer would swallow."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        return list(COMMANDS)
+
+    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]
+        if cmd_name not in COMMANDS:
+            ctx.fail(f"No such command '{cmd_name}'; {did_you_mean(cmd_name, COMMANDS)}")
+        command = getattr(import_module(f"zephyra_cli.commands.{cmd_name}"), cmd_name)
+        if not isinstance(command, typer.Typer):
+            function, command = command, typer.Typer(add_completion=False, rich_markup_mode=None)
+            command.command(cmd_name)(function)
+        return typer.main.get_command(command)
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            end_as_cat()
+        except Terminated:
+            leave(128 + signal.SIGTERM)
+
+
+def command_line() -> Any:
+    """The root command, ready for `main`."""
+    app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None, no_args_is_help=True)
+
+    @app.callback()
+    def zephyra(
+        version: Annotated[
+            bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+        ] = False,
+    ) -> None:
+        """One local model, many specialists: a tiny router picks the domain, the answer streams."""
+
+    return typer.main.get_command(app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"zephyra {__version__}")
+        raise typer.Exit

@@ -1,0 +1,231 @@
+"""The engine: a model that is loaded, its router, its adapters; a request in, pieces of text and an answer out."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from zephyra_cli.domain import AUTO, parse_domain
+from zephyra_cli.text import AnswerText, encode
+from zephyra_fusion import __version__
+from zephyra_fusion.errors import ZephyraError
+from zephyra_fusion.types import Message, Route, SamplingParams, Segment
+
+if TYPE_CHECKING:
+    from zephyra_cli.backends.protocol import Backend, GenerationUsage
+    from zephyra_cli.pack import Pack
+
+
+class Classifier(Protocol):
+    """Tiny ada's network: the base's token ids in, one logit a label out."""
+
+    def logits(self, token_ids: Sequence[int]) -> list[float]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One question. `raw` continues the last message's text without a chat template.
+
+    `domain`: as in `-d`; None is `auto` where the model has a router, else `none`. `stop`: texts that end the answer.
+    """
+
+    messages: tuple[Message, ...]
+    params: SamplingParams
+    raw: bool = False
+    domain: str | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """The whole of one answer; `to_dict` is the contract's result object. Times are milliseconds."""
+
+    text: str
+    finish_reason: str  # stop, length, interrupted
+    model: str
+    backend: str
+    device: str
+    route: Route | None
+    weights: Mapping[str, float]
+    usage: GenerationUsage
+    load_ms: float
+    switch_ms: float
+    seed: int
+    replay: str
+    drafted: int = 0
+    accepted: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        usage = self.usage
+        return {
+            "text": self.text,
+            "finish_reason": self.finish_reason,
+            "model": self.model,
+            "backend": self.backend,
+            "device": self.device,
+            "route": None if self.route is None else route_dict(self.route),
+            "usage": {
+                "prompt_tokens": usage.prompt_tokens,
+                "cached_tokens": usage.cached_tokens,
+                "completion_tokens": usage.completion_tokens,
+            },
+            "timings": {
+                "load_ms": round(self.load_ms, 3),
+                "switch_ms": round(self.switch_ms, 3),
+                "first_token_ms": round(usage.first_token_ms, 3),
+                "prefill_tokens_per_second": round(usage.prefill_tokens_per_second, 1),
+                "decode_tokens_per_second": round(usage.decode_tokens_per_second, 1),
+            },
+            "speculation": {"drafted": self.drafted, "accepted": self.accepted},
+            "seed": self.seed,
+            "replay": self.replay,
+        }
+
+
+def route_dict(route: Route) -> dict[str, Any]:
+    """The contract's `route` object, the likeliest domain first."""
+    ranked = sorted(route.probabilities.items(), key=lambda item: -item[1])
+    return {
+        "domain": route.domain,
+        "weights": dict(route.weights),
+        "probabilities": {name: round(share, 6) for name, share in ranked},
+        "abstained": route.abstained,
+        "router_ms": round(route.router_ms, 3),
+    }
+
+
+@dataclass
+class Engine:
+    """A pack on a backend. Router and adapters are loaded when they are first needed."""
+
+    pack: Pack
+    backend: Backend
+    threads: int | None = None
+    load_ms: float = 0.0
+    classifier: Classifier | None = None
+    _resident: set[str] = field(default_factory=set)
+
+    @classmethod
+    def open(
+        cls, pack: Pack, *, context: int | None = None, threads: int | None = None, device: str = "auto"
+    ) -> Engine:
+        """Load the pack's base. ZephyraError: the file is missing, damaged, or nothing this backend can run."""
+        from zephyra_cli.backends.llama import LlamaBackend
+
+        if device not in ("auto", "cpu"):
+            raise ZephyraError(f"the llama backend computes on the CPU, device '{device}' is not available to it")
+        start = time.perf_counter()
+        backend = LlamaBackend(pack.path(pack.base), context=context, threads=threads)
+        return cls(pack, backend, threads=threads, load_ms=1000.0 * (time.perf_counter() - start))
+
+    def route(self, prompt: str) -> Route:
+        """What the router says of a prompt. ZephyraError: the model has none."""
+        router = self.pack.router
+        if router is None:
+            raise ZephyraError(f"model '{self.pack.name}' has no router", hint="choose with -d; see zephyra domains")
+        if self.classifier is None:
+            from zephyra_cli.backends.classifier import LlamaClassifier
+
+            self.classifier = LlamaClassifier(self.pack.path(self.pack.router_file), threads=self.threads)
+        start = time.perf_counter()
+        logits = self.classifier.logits(router.window(self.backend.encode(prompt)))
+        return router.decide(logits, router_ms=1000.0 * (time.perf_counter() - start))
+
+    def generate(self, request: Request) -> Generator[str | Answer, None, None]:
+        """Pieces of the answer as they come, then the `Answer`.
+
+        KeyboardInterrupt, raised inside or thrown in, ends the text early: the `Answer` says so, and when it has been
+        taken, the interruption goes on its way.
+        """
+        domain = request.domain or (AUTO if self.pack.router else "none")
+        weights = parse_domain(domain, self.pack.adapters)
+        text = AnswerText(request.stop)
+        prompt = self._prompt(request)
+        route = None
+        if weights is None:
+            route = self.route(_question(request.messages))
+            weights = dict(route.weights)
+        switch_ms = self._switch(weights)
+        pieces: list[str] = []
+        finish_reason, interruption = "", None
+        tokens = self.backend.generate(prompt, request.params)
+        try:
+            for token in tokens:
+                if piece := text.feed(self.backend.token_bytes(token.id)):
+                    pieces.append(piece)
+                    yield piece
+                if text.stopped or token.finish_reason:
+                    finish_reason = "stop" if text.stopped else token.finish_reason or ""
+                    break
+        except KeyboardInterrupt as caught:
+            finish_reason, interruption = "interrupted", caught
+        finally:
+            tokens.close()  # type: ignore[attr-defined]  # an iterator that is a generator
+        if piece := text.finish():
+            pieces.append(piece)
+            yield piece
+        yield Answer(
+            text="".join(pieces),
+            finish_reason=finish_reason,
+            model=self.pack.name,
+            backend=self.backend.name,
+            device=self.backend.device,
+            route=route,
+            weights=weights,
+            usage=self.backend.usage,
+            load_ms=self.load_ms,
+            switch_ms=switch_ms,
+            seed=request.params.seed,
+            replay=self._replay(request, weights),
+        )
+        if interruption is not None:
+            raise interruption
+
+    def close(self) -> None:
+        self.backend.close()
+
+    def _switch(self, weights: Mapping[str, float]) -> float:
+        for name in weights:
+            if name not in self._resident:
+                self.backend.add_adapter(name, self.pack.path(self.pack.adapters[name].file))
+                self._resident.add(name)
+        return self.backend.set_adapters(weights)
+
+    def _prompt(self, request: Request) -> list[int]:
+        if self.pack.chat is None:
+            from zephyra_cli.bare import bare_prompt
+
+            return bare_prompt(self.pack.path(self.pack.base), request.messages, self.backend, raw=request.raw)
+        if request.raw:
+            return encode([Segment(request.messages[-1].content)], self.backend)
+        return encode(self.pack.chat.render(request.messages), self.backend)
+
+    def _replay(self, request: Request, weights: Mapping[str, float]) -> str:
+        """JSON with all that determines the answer: model by name and hash, prompt, settings, weights, program."""
+        pack = self.pack
+        used = [pack.base, *(pack.adapters[name].file for name in weights)]
+        return json.dumps(
+            {
+                "zephyra": __version__,
+                "model": pack.name if pack.files else str(Path(pack.root, pack.base).absolute()),
+                "sha256": {name: pack.files[name].sha256 for name in used if name in pack.files},
+                "backend": self.backend.name,
+                "context": self.backend.context_length,
+                "weights": dict(weights),
+                "messages": [[message.role, message.content] for message in request.messages],
+                "raw": request.raw,
+                "stop": list(request.stop),
+                "sampling": asdict(request.params),
+            },
+            ensure_ascii=False,
+            separators=(",", ":"),
+        )
+
+
+def _question(messages: Sequence[Message]) -> str:
+    """What is routed: the user's last words."""
+    return next(message.content for message in reversed(messages) if message.role == "user")

@@ -1,0 +1,228 @@
+"""A pack: the folder of one model, described by its manifest `zephyra.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from zephyra_fusion.chat import ZEPHYRA, ChatTemplate
+from zephyra_fusion.errors import ZephyraError, did_you_mean
+from zephyra_fusion.router import NONE, Router
+from zephyra_fusion.types import SamplingParams
+
+MANIFEST = "zephyra.json"
+FORMAT, VERSION = "zephyra-pack", 1
+_MOST_BYTES = 4 * 2**20  # of a manifest
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRecord:
+    """What the manifest says of one file: sha256 (hex), size in bytes, licence and where it came from."""
+
+    sha256: str
+    size: int
+    license: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    file: str
+    description: str = ""
+    rank: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pack:
+    """One base, any number of adapters, at most one router and one draft, a chat template, defaults, hashes.
+
+    `chat` is None for a bare .gguf: its own template, if it has one, is inside the file.
+    """
+
+    root: Path
+    name: str
+    base: str
+    description: str = ""
+    license: str = ""
+    architecture: str = ""
+    parameters: int = 0
+    context_length: int = 0
+    quantization: str = ""
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
+    router: Router | None = None
+    router_file: str = ""
+    draft: str | None = None
+    chat: ChatTemplate | None = ZEPHYRA
+    generation: SamplingParams = SamplingParams()
+    files: Mapping[str, FileRecord] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, root: Path) -> Pack:
+        """The pack in the folder `root`. ZephyraError: no manifest, a damaged one, or one of a newer zephyra."""
+        values = _load(root / MANIFEST)
+        if values.get("format") != FORMAT:
+            found = _short(values.get("format"))
+            raise ZephyraError(f"'{root / MANIFEST}' is no manifest: format is {found}, not '{FORMAT}'")
+        if (version := _take(values, "version", int, "")) > VERSION:
+            raise ZephyraError(
+                f"'{root}' was made by a newer zephyra: pack version {version}, this one reads up to {VERSION}",
+                hint="update zephyra",
+            )
+        try:
+            return cls._from_manifest(root, values)
+        except ZephyraError as error:
+            raise ZephyraError(f"'{root / MANIFEST}': {error.message}", hint=error.hint) from None
+
+    @classmethod
+    def _from_manifest(cls, root: Path, values: Mapping[str, Any]) -> Pack:
+        base = _take(values, "base", dict, "")
+        adapters = {}
+        for name, entry in _take(values, "adapters", dict, "", {}).items():
+            check_domain_name(name)
+            where = f"adapters.{name}."
+            adapters[name] = Adapter(
+                file=_file(_check(entry, dict, where[:-1]), where),
+                description=_take(entry, "description", str, where, ""),
+                rank=_take(entry, "rank", int, where, 0),
+            )
+        router, router_file = None, ""
+        if values.get("router") is not None:
+            entry = _take(values, "router", dict, "")
+            router, router_file = _router(entry, adapters), _file(entry, "router.")
+        records = {
+            safe_path(name): FileRecord(
+                sha256=_take(_check(entry, dict, f"files.{name}"), "sha256", str, f"files.{name}."),
+                size=_take(entry, "size", int, f"files.{name}."),
+                license=_take(entry, "license", str, f"files.{name}.", ""),
+                source=_take(entry, "source", str, f"files.{name}.", ""),
+            )
+            for name, entry in _take(values, "files", dict, "", {}).items()
+        }
+        draft = values.get("draft")
+        return cls(
+            root=root,
+            name=_take(values, "name", str, "", root.name),
+            description=_take(values, "description", str, "", ""),
+            license=_take(values, "license", str, "", ""),
+            base=_file(base, "base."),
+            architecture=_take(base, "architecture", str, "base.", ""),
+            parameters=_take(base, "parameters", int, "base.", 0),
+            context_length=_take(base, "context_length", int, "base.", 0),
+            quantization=_take(base, "quantization", str, "base.", ""),
+            adapters=adapters,
+            router=router,
+            router_file=router_file,
+            draft=None if draft is None else _file(_check(draft, dict, "draft"), "draft."),
+            chat=_chat(_take(values, "chat", dict, "")) if "chat" in values else ZEPHYRA,
+            generation=_generation(_take(values, "generation", dict, "", {})),
+            files=records,
+        )
+
+    @classmethod
+    def bare(cls, file: Path) -> Pack:
+        """A base and nothing else: one .gguf."""
+        return cls(root=file.parent, name=file.stem, base=file.name, chat=None)
+
+    def path(self, file: str) -> Path:
+        """Where a file of the pack lies. ZephyraError: it is missing."""
+        path = self.root / file
+        if not path.is_file():
+            hint = f"zephyra models verify {self.root}"
+            raise ZephyraError(f"model '{self.name}' lacks its file '{path}'", hint=hint)
+        return path
+
+
+def check_domain_name(name: str) -> None:
+    """A domain's name must be sayable on the command line: `-d NAME=W,NAME=W`."""
+    if name in ("auto", NONE) or not name or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+        raise ZephyraError(
+            f"'{name}' cannot be the name of a domain", hint="letters, digits, '-', '_' and '.'; not 'auto' or 'none'"
+        )
+
+
+def safe_path(file: str) -> str:
+    """`file` if it stays inside the pack on every system. ZephyraError otherwise."""
+    parts = PurePosixPath(file).parts
+    if not parts or file != "/".join(parts) or parts[0] == "/" or ".." in parts or set(file) & set("\\:\0"):
+        raise ZephyraError(f"path '{file}' is not a plain relative path inside the pack")
+    return file
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+    except FileNotFoundError:
+        raise ZephyraError(f"'{path.parent}' is no model: it has no {MANIFEST}") from None
+    except OSError as error:
+        raise ZephyraError(f"cannot read '{path}': {error.strerror}") from None
+    if len(data) > _MOST_BYTES:
+        raise ZephyraError(f"'{path}' is longer than {_MOST_BYTES // 2**20} MiB, that is no manifest")
+    try:
+        return _check(json.loads(data), dict, "the manifest")
+    except (ValueError, RecursionError, ZephyraError) as error:
+        raise ZephyraError(f"'{path}' is damaged: {error}") from None
+
+
+def _check(value: Any, kind: type[T], name: str) -> T:
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:  # type(): a bool is no number here
+        raise ZephyraError(f"{name} is {_short(value)}, must be {_WORDS[kind]}")
+    return value
+
+
+def _take(values: Mapping[str, Any], key: str, kind: type[T], where: str, default: T | None = None) -> T:
+    if key not in values and default is not None:
+        return default
+    return _check(values.get(key), kind, where + key)
+
+
+def _file(entry: Mapping[str, Any], where: str) -> str:
+    return safe_path(_take(entry, "file", str, where))
+
+
+def _router(entry: Mapping[str, Any], adapters: Mapping[str, Adapter]) -> Router:
+    labels = tuple(_check(label, str, "router.labels") for label in _take(entry, "labels", list, "router."))
+    if homeless := sorted(set(labels) - set(adapters) - {NONE}):
+        raise ZephyraError(f"the router names domains without an adapter: {', '.join(homeless)}")
+    return Router(
+        labels=labels,
+        temperature=_take(entry, "temperature", float, "router.", 1.0),
+        threshold=_take(entry, "threshold", float, "router."),
+        max_tokens=_take(entry, "max_tokens", int, "router."),
+    )
+
+
+def _chat(entry: Mapping[str, Any]) -> ChatTemplate:
+    sides = {}
+    for side in ("before", "after"):
+        sides[side] = {
+            role: _check(text, str, f"chat.{side}.{role}") for role, text in _take(entry, side, dict, "chat.").items()
+        }
+        if missing := {"system", "user", "assistant"} - set(sides[side]):
+            raise ZephyraError(f"chat.{side} lacks {', '.join(sorted(missing))}")
+    return ChatTemplate(
+        **sides, answer=_take(entry, "answer", str, "chat."), start=_take(entry, "start", str, "chat.", "")
+    )
+
+
+def _generation(entry: Mapping[str, Any]) -> SamplingParams:
+    kinds: dict[str, type] = {field.name: type(field.default) for field in fields(SamplingParams)}
+    if unknown := sorted(set(entry) - set(kinds)):
+        raise ZephyraError(f"unknown key generation.{unknown[0]}", hint=did_you_mean(unknown[0], kinds))
+    values: dict[str, Any] = {name: _take(entry, name, kinds[name], "generation.") for name in entry}
+    return SamplingParams(**values)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return "missing" if value is None else text if len(text) <= 40 else text[:40] + "…"
+
+
+_WORDS: dict[type, str] = {str: "a text", int: "a whole number", float: "a number", dict: "an object", list: "a list"}

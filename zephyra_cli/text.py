@@ -1,0 +1,63 @@
+"""Text above the tokens: rendered chats to ids, token bytes to text, stop strings, and what a terminal may see."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Sequence
+
+from zephyra_cli.backends.protocol import Backend
+from zephyra_fusion.errors import ZephyraError
+from zephyra_fusion.types import Segment
+
+# C0 but newline and tab, DEL, C1, and the characters that reorder what stands around them.
+_UNSAFE = (*range(0x00, 0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_SHOWN = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _UNSAFE}
+
+
+def visible(text: str) -> str:
+    """The text with every character that a terminal would execute written out (`\\x1b`, `\\u202e`)."""
+    return text if text.isprintable() else text.translate(_SHOWN)
+
+
+def encode(segments: Iterable[Segment], backend: Backend) -> list[int]:
+    """Ids of a rendered chat. Control tokens come from control segments alone: no user text can forge a turn."""
+    return [token for piece in segments for token in backend.encode(piece.text, special=piece.control)]
+
+
+class AnswerText:
+    """Token bytes in, text out: whole characters only, and nothing that could still become a stop string.
+
+    A stop string may begin in one token and end in another, so its possible beginning is held back. What is no
+    UTF-8 becomes U+FFFD.
+    """
+
+    def __init__(self, stop: Sequence[str] = ()) -> None:
+        if "" in stop:
+            raise ZephyraError("a stop string is empty", hint="give --stop the text that shall end the answer")
+        self._stop = tuple(stop)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""
+        self.stopped = False
+
+    def feed(self, data: bytes) -> str:
+        """The text that is certain after these bytes; nothing once a stop string was seen."""
+        return "" if self.stopped else self._advance(self._decoder.decode(data), last=False)
+
+    def finish(self) -> str:
+        """The rest, when no more tokens come."""
+        return "" if self.stopped else self._advance(self._decoder.decode(b"", final=True), last=True)
+
+    def _advance(self, text: str, *, last: bool) -> str:
+        text = self._held + text
+        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return text[: min(found)]
+        keep = 0 if last else max((_overlap(text, stop) for stop in self._stop), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` with which `stop` begins."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,0 +1,73 @@
+"""Where output goes: the answer to stdout, all else to stderr, and nothing that a terminal would execute."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, TextIO
+
+from zephyra_cli.text import visible
+from zephyra_fusion.errors import ZephyraError
+
+
+def prepare() -> None:
+    """UTF-8 byte for byte in pipes and files; on a terminal its own encoding, with what it lacks written out."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            encoding = stream.encoding if stream.isatty() else "utf-8"
+            stream.reconfigure(encoding=encoding, errors="backslashreplace", newline="\n")  # type: ignore[union-attr]
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()
+
+
+def fancy(stream: TextIO | None) -> bool:
+    """Whether colour, cursor movement and progress displays are welcome there."""
+    return is_terminal(stream) and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
+
+
+def write(text: str) -> None:
+    """A piece of the answer, at once. ZephyraError: stdout is closed or full."""
+    if sys.stdout is None:
+        raise ZephyraError("standard output is closed")
+    try:
+        sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise ZephyraError(f"cannot write to standard output: {error.strerror}") from None
+
+
+def write_json(value: Any) -> None:
+    """One JSON object on one line; plain ASCII where a terminal reads it."""
+    write(json.dumps(value, ensure_ascii=is_terminal(sys.stdout)) + "\n")
+
+
+def table(rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()) -> str:
+    """Rows in columns as wide as their widest cell; those in `right` are aligned to the right."""
+    rows = [[visible(cell) for cell in row] for row in rows]
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = (
+            cell.rjust(width) if at in right else cell.ljust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        lines.append("  ".join(cells).rstrip() + "\n")
+    return "".join(lines)
+
+
+def note(text: str) -> None:
+    """A line beside the answer."""
+    if sys.stderr is not None:
+        print(visible(text) if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
+
+
+def complain(message: str, hint: str | None) -> None:
+    note(f"error: {message}")
+    if hint:
+        note(f"hint: {hint}")

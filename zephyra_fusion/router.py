@@ -1,0 +1,64 @@
+"""Tiny ada's decision: from the classifier's logits to a route. Whoever computes the logits is not its business."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from zephyra_fusion.errors import ZephyraError
+from zephyra_fusion.types import Route
+
+NONE = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Router:
+    """Labels in the order of the logits, the calibration (`temperature`) and the price of trust (`threshold`).
+
+    `max_tokens` is the most that the classifier reads of a prompt.
+    """
+
+    labels: tuple[str, ...]
+    temperature: float = 1.0
+    threshold: float = 0.5
+    max_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        wrong = []
+        if len(set(self.labels)) != len(self.labels) or not self.labels:
+            wrong.append(f"labels are {list(self.labels)}, must be at least one, each once")
+        if not 0.0 < self.temperature <= 1000.0:
+            wrong.append(f"temperature is {self.temperature}, must be above 0 and at most 1000")
+        if not 0.0 <= self.threshold <= 1.0:
+            wrong.append(f"threshold is {self.threshold}, must be between 0 and 1")
+        if self.max_tokens < 2:
+            wrong.append(f"max_tokens is {self.max_tokens}, must be at least 2")
+        if wrong:
+            raise ZephyraError("router: " + "; ".join(wrong))
+
+    def window(self, token_ids: Sequence[int]) -> list[int]:
+        """What the classifier reads: the whole prompt, or its first and last half-windows where it is longer."""
+        if len(token_ids) <= self.max_tokens:
+            return list(token_ids)
+        tail = self.max_tokens // 2
+        return [*token_ids[: self.max_tokens - tail], *token_ids[-tail:]]
+
+    def probabilities(self, logits: Sequence[float]) -> dict[str, float]:
+        """softmax(logits / temperature) by label. ZephyraError: another number of logits, or one that is no number."""
+        if len(logits) != len(self.labels):
+            raise ZephyraError(f"the router gave {len(logits)} logits for {len(self.labels)} labels")
+        if not all(math.isfinite(logit) for logit in logits):
+            raise ZephyraError("the router gave logits that are no numbers: its file is damaged")
+        largest = max(logits)
+        shares = [math.exp((logit - largest) / self.temperature) for logit in logits]
+        total = math.fsum(shares)
+        return {label: share / total for label, share in zip(self.labels, shares, strict=True)}
+
+    def decide(self, logits: Sequence[float], *, router_ms: float = 0.0) -> Route:
+        """The best label alone at full weight; the bare base where that label is `none` or too unlikely."""
+        probabilities = self.probabilities(logits)
+        best = max(probabilities, key=probabilities.__getitem__)
+        if best == NONE or probabilities[best] < self.threshold:
+            return Route(domain=NONE, weights={}, probabilities=probabilities, abstained=True, router_ms=router_ms)
+        return Route(domain=best, weights={best: 1.0}, probabilities=probabilities, router_ms=router_ms)
