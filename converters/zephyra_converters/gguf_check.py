@@ -144,9 +144,9 @@ class _Inspection:
         if model == "llama" and (missing := {b"<0x%02X>" % byte for byte in range(256)}.difference(tokens)):
             yield f"the vocabulary lacks {len(missing)} of the 256 byte tokens"  # tokenizing such a byte aborts
         for key, value in metadata.items():
-            if key.startswith("tokenizer.ggml.") and key.endswith("_token_id"):
-                if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(tokens):
-                    yield f"{key} is {_short(value)}, the vocabulary has {len(tokens)} tokens"
+            special = key.startswith("tokenizer.ggml.") and key.endswith("_token_id")
+            if special and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(tokens)):
+                yield f"{key} is {_short(value)}, the vocabulary has {len(tokens)} tokens"
 
     def dimensions(self) -> dict[str, int]:
         """The sizes that the shape tables speak of. _Fault: one is impossible."""

@@ -65,7 +65,10 @@ class Backend(Protocol):
         ...
 
     def add_adapter(self, name: str, path: Path) -> None:
-        """Make an adapter resident. ZephyraError: damaged, made for another base, or `name` is taken."""
+        """Make an adapter resident. ZephyraError: damaged, made for another base, or `name` is taken.
+
+        It costs some milliseconds: call it when the domain is first wanted.
+        """
         ...
 
     def set_adapters(self, weights: Mapping[str, float]) -> float:
@@ -81,7 +84,7 @@ class Backend(Protocol):
 
         `stop`: the token is one of `stop_ids` (it is yielded too, and is not part of the text). `length`:
         `params.max_tokens` were given or the context is full. Closing the generator early is allowed at any point.
-        ZephyraError on the first `next`: an empty prompt, an id out of range, a prompt that leaves no room for one token.
+        ZephyraError on the first `next`: an empty prompt, an id out of range, no room left for one token.
         """
         ...
 

@@ -1,0 +1,163 @@
+"""The cache of keys and values, and the one rule it obeys: valid for (tokens, adapter weights), and for nothing else.
+
+llama.cpp keeps a context's cache when its adapters change and then computes fluent, wrong text. So a context gets its
+mix of adapters when it is made and never another; coming back to a mix finds its context, and reads only what is new.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from zephyra_cli.backends.library import Batch, take_errors
+from zephyra_fusion.errors import ZephyraError
+
+Mix = tuple[tuple[str, float], ...]
+"""Adapter names and weights, sorted: () is the bare base."""
+
+_PADDING = 256  # llama.cpp rounds the size of a context up to it
+KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextSettings:
+    """What all contexts of one backend share. `window`: tokens a sliding-window layer sees, 0 where there is none."""
+
+    n_batch: int
+    threads: int
+    flash_attention: bool
+    kv_type: str
+    window: int
+
+
+class Context:
+    """One llama_context under one mix. Positions 0 … len(tokens)-1 of its cache hold exactly `tokens`.
+
+    What lies beyond (a batch that was interrupted after llama.cpp had stored it) is removed by the next `rewind`;
+    nothing is decoded without one. So an interruption at any point leaves nothing wrong behind.
+    """
+
+    def __init__(self, lib: Any, model: int, settings: ContextSettings, size: int, all_logits: bool = False) -> None:
+        self._lib, self._settings = lib, settings
+        self.size = -(-size // _PADDING) * _PADDING
+        self.tokens: list[int] = []
+        params = lib.llama_context_default_params()
+        params.n_ctx = self.size
+        params.n_batch = params.n_ubatch = min(settings.n_batch, self.size)
+        params.n_outputs_max = params.n_batch if all_logits else 1
+        params.n_outputs_max_per_seq = params.n_outputs_max
+        params.n_threads = params.n_threads_batch = settings.threads
+        params.flash_attn_type = int(settings.flash_attention)
+        params.type_k = KV_TYPES[settings.kv_type]
+        # Quantized values would need flash attention and halve the speed of reading; keys alone save half as much.
+        params.type_v = KV_TYPES["f16" if settings.kv_type == "q8_0" else settings.kv_type]
+        params.pooling_type = 0
+        params.swa_full = False
+        self.handle = lib.llama_init_from_model(model, params)
+        if not self.handle:
+            raise ZephyraError(
+                f"llama.cpp cannot make a context of {self.size} tokens: {take_errors()}",
+                hint="a smaller --context needs less memory",
+            )
+        self._memory = lib.llama_get_memory(self.handle)
+        self.n_batch = int(params.n_batch)
+        self._ids = (ctypes.c_int32 * self.n_batch)()
+        self._outputs = (ctypes.c_int8 * self.n_batch)(*[1] * self.n_batch) if all_logits else None
+        self._batch = Batch(0, ctypes.addressof(self._ids), None, None, None, None, None)
+        if self._outputs is not None:
+            self._batch.logits = ctypes.addressof(self._outputs)
+
+    def set_adapters(self, adapters: Sequence[int], weights: Sequence[float]) -> None:
+        """Once, before anything is decoded."""
+        count = len(adapters)
+        handles, scales = (ctypes.c_void_p * count)(*adapters), (ctypes.c_float * count)(*weights)
+        if count and self._lib.llama_set_adapters_lora(self.handle, handles, count, scales):
+            raise ZephyraError(f"llama.cpp cannot switch its adapters: {take_errors()}")
+
+    def rewind(self, prompt: Sequence[int]) -> int:
+        """Keep what `tokens` and `prompt` have in common, but never all of `prompt`; how many tokens that is.
+
+        The last token is always decoded anew, because its logits are wanted.
+        """
+        limit = min(len(self.tokens), len(prompt) - 1)
+        keep = next((i for i in range(limit) if self.tokens[i] != prompt[i]), limit)
+        window = self._settings.window
+        if window and keep < len(self.tokens):
+            # A window layer has forgotten what the rewound position would look back at: llama.cpp does not notice.
+            first = self._lib.llama_memory_seq_pos_min(self._memory, 0)
+            if first > max(0, keep - window):
+                keep = 0
+        del self.tokens[keep:]
+        if not self._lib.llama_memory_seq_rm(self._memory, 0, keep, -1):
+            self.tokens.clear()
+            self._lib.llama_memory_clear(self._memory, False)
+            keep = 0
+        return keep
+
+    def decode(self, tokens: Sequence[int]) -> None:
+        """Append at most `n_batch` tokens. Ctrl-C is seen between two calls."""
+        count = len(tokens)
+        self._ids[:count] = tokens
+        self._batch.n_tokens = count
+        status = self._lib.llama_decode(self.handle, self._batch)
+        if status:
+            raise ZephyraError(
+                f"llama.cpp cannot decode {count} tokens after {len(self.tokens)} in a context of {self.size}: "
+                f"status {status}, {take_errors()}"
+            )
+        self.tokens.extend(tokens)
+
+    def logits(self, index: int, vocab_size: int) -> Any:
+        """Of the last decoded batch: a ctypes array of `vocab_size` floats, valid until the next `decode`."""
+        address = self._lib.llama_get_logits_ith(self.handle, index)
+        if not address:
+            raise ZephyraError(f"llama.cpp has no logits for row {index}: {take_errors()}")
+        return (ctypes.c_float * vocab_size).from_address(address)
+
+    def adopt(self, other: Context) -> None:
+        """Take over the cache of a smaller context of the same mix; where llama.cpp refuses, it is read anew."""
+        size = self._lib.llama_state_seq_get_size(other.handle, 0)
+        state = (ctypes.c_uint8 * size)()
+        if not other.tokens or not self._lib.llama_state_seq_get_data(other.handle, state, size, 0):
+            return
+        if self._lib.llama_state_seq_set_data(self.handle, state, size, 0):
+            self.tokens = list(other.tokens)
+
+    def free(self) -> None:
+        if self.handle:
+            self._lib.llama_free(self.handle)
+            self.handle = None
+
+
+class ContextPool:
+    """The contexts of the mixes used last, at most `live` of them; each as large as it has needed to be so far."""
+
+    def __init__(self, lib: Any, model: int, settings: ContextSettings, *, limit: int, live: int) -> None:
+        self._lib, self._model, self._settings = lib, model, settings
+        self._limit, self._live = limit, live
+        self._contexts: OrderedDict[Mix, Context] = OrderedDict()
+
+    def context(self, mix: Mix, adapters: Sequence[int], need: int) -> Context:
+        """The context of `mix` with room for `need` tokens (at most the limit)."""
+        found = self._contexts.get(mix)
+        need = min(need, self._limit)
+        if found is None or found.size < need:
+            size = need if found is None else min(self._limit, max(need, 2 * found.size))
+            made = Context(self._lib, self._model, self._settings, size)
+            made.set_adapters(adapters, [weight for _, weight in mix])
+            if found is not None:
+                if not self._settings.window:
+                    made.adopt(found)
+                found.free()
+            self._contexts[mix] = found = made
+        self._contexts.move_to_end(mix)
+        while len(self._contexts) > self._live:
+            self._contexts.popitem(last=False)[1].free()
+        return found
+
+    def close(self) -> None:
+        while self._contexts:
+            self._contexts.popitem()[1].free()
