@@ -85,7 +85,3 @@ def end_as_cat() -> NoReturn:
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     raise Terminated
-
-
-if __name__ == "__main__":
-    main()
