@@ -1,0 +1,79 @@
+"""Byte-level BPE: training it and reading it, on Hugging Face `tokenizers`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zephyra_fusion.chat import SPECIAL_TOKENS
+from zephyra_fusion.errors import ZephyraError
+from zephyra_fusion.types import Segment
+
+if TYPE_CHECKING:
+    import tokenizers
+
+# Qwen2's pre-tokenizer: single digits, contractions, runs of letters. llama.cpp knows it as `pre=qwen2`.
+QWEN2_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+class Tokenizer:
+    """Text to ids and back; control tokens only where a segment says so."""
+
+    def __init__(self, path: Path) -> None:
+        import tokenizers
+
+        try:
+            self._plain = tokenizers.Tokenizer.from_file(str(path))
+            self._special = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise ZephyraError(f"{path} is not a tokenizer: {error}") from None
+        self._plain.encode_special_tokens = True  # what looks like a control token is text
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._plain.get_vocab_size())
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        tokenizer = self._special if special else self._plain
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [e.ids for e in self._plain.encode_batch(list(texts), add_special_tokens=False)]
+
+    def encode_segments(self, segments: Iterable[Segment]) -> list[int]:
+        return [token for s in segments for token in self.encode(s.text, special=s.control)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._plain.decode(list(ids), skip_special_tokens=False))
+
+    def id(self, token: str) -> int:
+        found = self._plain.token_to_id(token)
+        if found is None:
+            raise ZephyraError(f"the tokenizer has no token '{token}'")
+        return int(found)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
+    """A byte-level BPE of `vocab_size` entries; special tokens take the first ids in their order."""
+    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as HFTokenizer
+
+    tokenizer = HFTokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN2_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer

@@ -1,0 +1,1 @@
+"""Training: recipes (TOML) in, checkpoints in Hugging Face's formats out."""

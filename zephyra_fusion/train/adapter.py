@@ -1,0 +1,100 @@
+"""Training LoRA adapters: one specialist for each domain over one frozen base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from zephyra_fusion.chat import PAD
+from zephyra_fusion.checkpoint import load_checkpoint, save_adapter
+from zephyra_fusion.lora import LoraConfig, add_adapter, set_adapters
+from zephyra_fusion.model import ZephyraFusion
+from zephyra_fusion.tokenizer import Tokenizer
+from zephyra_fusion.train.base import batches, language_model_loss
+from zephyra_fusion.train.config import AdapterRecipe, PhaseConfig
+from zephyra_fusion.train.data import Mixture, TokenizedSource
+from zephyra_fusion.train.device import pick_device
+from zephyra_fusion.train.loop import Loop, Report
+from zephyra_fusion.train.optimizer import make_optimizers
+
+
+def train_adapters(recipe: AdapterRecipe, resume: bool, report: Report | None) -> Path:
+    """A PEFT folder for every domain of the recipe; with `resume`, finished ones are kept."""
+    for index, (domain, steps) in enumerate(recipe.domains.items()):
+        folder = Path(recipe.output) / domain
+        if not (resume and (folder / "adapter_config.json").exists()):
+            _train_one(recipe, domain, steps, folder, resume, index, report)
+    return Path(recipe.output)
+
+
+def _train_one(
+    recipe: AdapterRecipe, domain: str, steps: int, folder: Path, resume: bool, index: int, report: Report | None
+) -> None:
+    base, data = Path(recipe.base), Path(recipe.data)
+    tokenizer_path = base / "tokenizer.json"
+    pad = Tokenizer(tokenizer_path).id(PAD)
+    torch.manual_seed(recipe.seed + index)
+    device = pick_device(recipe.device)
+    model: ZephyraFusion = load_checkpoint(base, device=device)
+    model.requires_grad_(False)
+    lora = LoraConfig(
+        r=recipe.lora.r,
+        lora_alpha=recipe.lora.lora_alpha,
+        use_rslora=recipe.lora.use_rslora,
+        target_modules=recipe.lora.target_modules,
+        lora_dropout=recipe.lora.dropout,
+    )
+    add_adapter(model, domain, lora)
+    set_adapters(model, {domain: 1.0})
+    source = {
+        split: TokenizedSource.load(
+            data, f"domains/{domain}", tokenizer_path, Path(recipe.output) / "tokens", split=split
+        )
+        for split in ("train", "valid")
+    }
+    only = recipe.loss_on == "response"
+
+    def mixture(split: str, seed: int) -> Mixture:
+        return Mixture(
+            {domain: source[split]}, {domain: 1}, length=recipe.sequence_length, seed=seed, pad=pad, response_only=only
+        )
+
+    held_out = mixture("valid", 0).batch(24)
+    plain_loss = language_model_loss(model)
+    loss = torch.compile(plain_loss) if recipe.compile else plain_loss
+
+    def evaluate() -> Mapping[str, float]:
+        x, y = (torch.from_numpy(a).to(device) for a in held_out)
+        return {f"valid/{domain}": float(plain_loss(x, y))}
+
+    loop = Loop(
+        domain,
+        model,
+        loss,
+        make_optimizers(model, recipe.optimizer),
+        device=device,
+        precision=recipe.precision,
+        folder=folder,
+        max_grad_norm=recipe.optimizer.max_grad_norm,
+        checkpoint_every=recipe.checkpoint_every,
+        eval_every=recipe.eval_every,
+        evaluate=evaluate,
+        report=report,
+    )
+    if resume:
+        loop.resume()
+    phase = PhaseConfig(
+        steps=steps,
+        mixture={domain: 1.0},
+        sequence_length=recipe.sequence_length,
+        batch_size=recipe.batch_size,
+        accumulation=recipe.accumulation,
+        warmup_steps=min(recipe.warmup_steps, steps // 2),
+        decay="cosine",
+        final_lr=recipe.final_lr,
+    )
+    loop.run([phase], [batches(mixture("train", recipe.seed), recipe.batch_size)])
+    save_adapter(model, domain, lora, folder, base=str(base))
+    loop.checkpoint.unlink(missing_ok=True)
