@@ -1,0 +1,79 @@
+"""A LoRA adapter between formats: which modules of the base it changes, by which matrices, at which scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zephyra_converters.checkpoint import LazyTensor
+from zephyra_converters.hf import expected_shapes
+from zephyra_fusion.config import FusionConfig
+from zephyra_fusion.errors import ZephyraError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ADAPTABLE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
+
+
+@dataclass(frozen=True)
+class LoraPair:
+    """W becomes W + weight * scale * B A; A is `[r, in]`, B `[out, r]`."""
+
+    a: LazyTensor
+    b: LazyTensor
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """`pairs` by Hugging Face module name (`model.layers.0.self_attn.q_proj`)."""
+
+    pairs: Mapping[str, LoraPair]
+    path: Path
+    name: str
+    base: str = ""  # what the file says it was trained on
+    license: str | None = None
+
+    @property
+    def rank(self) -> int:
+        """The largest rank."""
+        return max(pair.rank for pair in self.pairs.values())
+
+    @property
+    def parameters(self) -> int:
+        return sum(pair.a.size + pair.b.size for pair in self.pairs.values())
+
+    def delta(self, module: str, x: np.ndarray) -> np.ndarray | float:
+        """What the adapter at weight 1 adds to the module's output for `x [tokens, in]`."""
+        pair = self.pairs.get(module)
+        return 0.0 if pair is None else (x @ pair.a.read().T) @ pair.b.read().T * pair.scale
+
+
+def check_belongs(adapter: Adapter, config: FusionConfig) -> None:
+    """Every module of the adapter exists in a base of this config, with these shapes; all mismatches at once."""
+    shapes, wrong = expected_shapes(config), []
+    for module, pair in adapter.pairs.items():
+        shape = shapes.get(module + ".weight")
+        if module == "lm_head" and config.tie_word_embeddings:
+            wrong.append("'lm_head' is shared with the embedding table in this base, llama.cpp cannot adapt it")
+        elif module.rpartition(".")[2] not in ADAPTABLE:
+            wrong.append(f"'{module}' cannot carry an adapter in llama.cpp")
+        elif ".experts." in module:
+            wrong.append(f"'{module}' is one expert of many, adapters on experts are not supported")
+        elif shape is None:
+            wrong.append(f"the base has no module '{module}'")
+        elif (pair.b.shape[0], pair.a.shape[1]) != shape or pair.a.shape[0] != pair.b.shape[1]:
+            wrong.append(f"'{module}' is {list(shape)} in the base, B A is {list(pair.b.shape)} {list(pair.a.shape)}")
+    if wrong:
+        more = f"; and {len(wrong) - 6} more" if len(wrong) > 6 else ""
+        raise ZephyraError(
+            f"the adapter {adapter.path} does not fit the base: {'; '.join(wrong[:6])}{more}",
+            hint="an adapter works with the base it was trained on, and with no other",
+        )

@@ -1,0 +1,160 @@
+"""The model in numpy, float32, straight from a checkpoint's tensors: what every converted file is held against.
+
+Needs no torch, reads one layer at a time and keeps none. Covers what `architecture` can express; the tests hold it
+against transformers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from zephyra_converters.architecture import rope_factors, rope_type
+from zephyra_converters.checkpoint import LazyTensor
+from zephyra_fusion.config import FusionConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# module name -> what the adapters add to its output for the input x [tokens, in]
+Delta = Callable[[str, "np.ndarray"], "np.ndarray | float"]
+
+
+def no_adapter(module: str, x: np.ndarray) -> float:
+    return 0.0
+
+
+def reference_logits(
+    config: FusionConfig,
+    tensors: Mapping[str, LazyTensor],
+    texts: Sequence[Sequence[int]],
+    delta: Delta = no_adapter,
+) -> list[np.ndarray]:
+    """Logits `[tokens, vocab_size]` of each text, all texts going through a layer together."""
+    table = tensors["model.embed_tokens.weight"].read()
+    hidden = [table[list(ids)] for ids in texts]
+    for n in range(config.num_hidden_layers):
+        layer = _Layer(config, tensors, f"model.layers.{n}.", delta)
+        hidden = [layer(x) for x in hidden]
+    norm = tensors["model.norm.weight"].read()
+    head = table if config.tie_word_embeddings else tensors["lm_head.weight"].read()
+    hidden = [_rms(x, norm, config.rms_norm_eps) for x in hidden]
+    return [x @ head.T + delta("lm_head", x) for x in hidden]
+
+
+class _Layer:
+    """One decoder layer with its weights in memory."""
+
+    def __init__(self, config: FusionConfig, tensors: Mapping[str, LazyTensor], prefix: str, delta: Delta) -> None:
+        self.config, self.prefix, self.delta = config, prefix, delta
+        self.weights = {n.removeprefix(prefix): t.read() for n, t in tensors.items() if n.startswith(prefix)}
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:  # [tokens, hidden]
+        eps = self.config.rms_norm_eps
+        x = x + self._attention(_rms(x, self.weights["input_layernorm.weight"], eps))
+        y = _rms(x, self.weights["post_attention_layernorm.weight"], eps)
+        return x + (self._experts(y) if self.config.num_experts else self._feed_forward(y, "mlp"))
+
+    def _linear(self, module: str, x: np.ndarray) -> np.ndarray:
+        y = x @ self.weights[module + ".weight"].T + self.delta(self.prefix + module, x)
+        bias = self.weights.get(module + ".bias")
+        return y if bias is None else y + bias
+
+    def _attention(self, x: np.ndarray) -> np.ndarray:
+        import numpy as np
+
+        config, length = self.config, len(x)
+        heads, kv_heads, width = config.num_attention_heads, config.num_key_value_heads or 1, config.head_dim or 0
+        q = self._linear("self_attn.q_proj", x).reshape(length, heads, width)
+        k = self._linear("self_attn.k_proj", x).reshape(length, kv_heads, width)
+        v = self._linear("self_attn.v_proj", x).reshape(length, kv_heads, width)
+        if config.qk_norm:
+            q = _rms(q, self.weights["self_attn.q_norm.weight"], config.rms_norm_eps)
+            k = _rms(k, self.weights["self_attn.k_norm.weight"], config.rms_norm_eps)
+        cos, sin = rotary_tables(config, length)
+        q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+        k, v = np.repeat(k, heads // kv_heads, axis=1), np.repeat(v, heads // kv_heads, axis=1)
+        scores = np.einsum("qhd,khd->hqk", q, k) * np.float32(width**-0.5)
+        scores = np.where(np.tri(length, dtype=bool), scores, np.float32(-np.inf))
+        out = np.einsum("hqk,khd->qhd", softmax(scores), v)
+        return self._linear("self_attn.o_proj", out.reshape(length, heads * width))
+
+    def _feed_forward(self, x: np.ndarray, module: str) -> np.ndarray:
+        gate, up = self._linear(f"{module}.gate_proj", x), self._linear(f"{module}.up_proj", x)
+        return self._linear(f"{module}.down_proj", silu(gate) * up)
+
+    def _experts(self, x: np.ndarray) -> np.ndarray:
+        import numpy as np
+
+        chances = softmax(self._linear("mlp.gate", x))
+        chosen = np.argsort(-chances, axis=-1, kind="stable")[:, : self.config.num_experts_per_tok]
+        share = np.take_along_axis(chances, chosen, axis=-1)
+        share = share / share.sum(axis=-1, keepdims=True)
+        out = np.zeros_like(x)
+        for expert in np.unique(chosen):
+            rows, places = np.nonzero(chosen == expert)
+            out[rows] += self._feed_forward(x[rows], f"mlp.experts.{expert}") * share[rows, places, None]
+        return out
+
+
+def rotary_tables(config: FusionConfig, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines `[length, 1, head_dim / 2]`, with the config's scaling."""
+    import numpy as np
+
+    width = config.head_dim or 0
+    frequencies = config.rope_theta ** -(np.arange(0, width, 2, dtype=np.float64) / width)
+    scaling, amplitude = config.rope_scaling or {}, 1.0
+    if factors := rope_factors(config):
+        frequencies = frequencies / np.array(factors)
+    elif rope_type(config) == "linear":
+        frequencies = frequencies / scaling["factor"]
+    elif rope_type(config) == "yarn":
+        factor = float(scaling["factor"])
+        keep = _yarn_share(config, width)
+        frequencies = frequencies * keep + frequencies / factor * (1 - keep)
+        amplitude = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+    angles = np.arange(length)[:, None, None] * frequencies
+    return (np.cos(angles) * amplitude).astype(np.float32), (np.sin(angles) * amplitude).astype(np.float32)
+
+
+def _yarn_share(config: FusionConfig, width: int) -> np.ndarray:
+    """How much of each frequency is kept as it is (Peng et al., arXiv:2309.00071, NTK-by-parts)."""
+    import numpy as np
+
+    scaling = config.rope_scaling or {}
+    original = scaling.get("original_max_position_embeddings") or config.max_position_embeddings
+
+    def dimension(turns: float) -> float:
+        return width * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))
+
+    low = max(math.floor(dimension(scaling.get("beta_fast") or 32)), 0)
+    high = min(math.ceil(dimension(scaling.get("beta_slow") or 1)), width - 1)
+    return 1 - np.clip((np.arange(width // 2) - low) / max(high - low, 1e-3), 0, 1)
+
+
+def _rms(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
+    import numpy as np
+
+    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(eps)) * weight
+
+
+def _rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    """`x [tokens, heads, head_dim]`, halves."""
+    import numpy as np
+
+    left, right = np.split(x, 2, axis=-1)
+    return np.concatenate((left * cos - right * sin, right * cos + left * sin), axis=-1)
+
+
+def silu(x: np.ndarray) -> np.ndarray:
+    import numpy as np
+
+    return x / (1 + np.exp(-np.clip(x, -80, 80)))
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    import numpy as np
+
+    powers = np.exp(x - x.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)

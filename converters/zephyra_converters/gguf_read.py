@@ -1,0 +1,119 @@
+"""A GGUF base as a checkpoint: dequantized lazily, back to Hugging Face's names, order of rows and config."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zephyra_converters.architecture import ARCHITECTURES, config_from_metadata
+from zephyra_converters.checkpoint import Checkpoint, LazyTensor
+from zephyra_converters.dtypes import FLOATS, storage, to_float32
+from zephyra_converters.gguf_check import check_gguf
+from zephyra_converters.gguf_header import GGUFHeader, TensorInfo
+from zephyra_converters.hf import expected_shapes
+from zephyra_converters.names import DECODER, check_names, pattern_of, reverse
+from zephyra_converters.rope_order import separate
+from zephyra_converters.tokenizer import tokenizer_files_of
+from zephyra_fusion.config import FusionConfig
+from zephyra_fusion.errors import ZephyraError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def read_gguf(path: Path) -> Checkpoint:
+    """The model in a GGUF file. What cannot be read back exactly (but for quantization) is refused by name."""
+    header = check_gguf(path)
+    metadata = text_metadata(header)
+    factors = None
+    if (info := header.tensors.get("rope_freqs.weight")) is not None:
+        factors = [float(value) for value in tensor_reader(path, info)()]
+    vocab_size = header.tensors["token_embd.weight"].shape[1]
+    config = config_from_metadata(metadata, vocab_size, frozenset(header.tensors), factors)
+    config = _with_special_ids(config, metadata)
+    tensors = {}
+    for info in header.tensors.values():
+        if info.name != "rope_freqs.weight":
+            tensors.update({tensor.name: tensor for tensor in _back(path, info, config, header.architecture)})
+    check_names(tensors, expected_shapes(config), str(path))
+    return Checkpoint(
+        config=config,
+        tensors=tensors,
+        path=path,
+        name=str(metadata.get("general.name") or path.stem),
+        tokenizer=tokenizer_files_of(metadata),
+        license=metadata.get("general.license"),
+    )
+
+
+def text_metadata(header: GGUFHeader) -> dict[str, Any]:
+    """The metadata with arrays of strings as text."""
+    return {
+        key: header.strings(key) if isinstance(value, list) and value and isinstance(value[0], bytes) else value
+        for key, value in header.metadata.items()
+    }
+
+
+def tensor_reader(path: Path, info: TensorInfo) -> Callable[[], np.ndarray]:
+    """Reads one tensor as float32, in numpy's order of dimensions (the reverse of ggml's)."""
+    shape = tuple(reversed(info.shape))
+
+    def read() -> np.ndarray:
+        import numpy as np
+
+        if info.type_name in FLOATS:
+            words = np.fromfile(path, dtype=storage(info.type_name), count=math.prod(shape), offset=info.offset)
+            _check_length(path, info, words.nbytes)
+            return to_float32(words, info.type_name, info.name).reshape(shape)
+        import gguf
+
+        data = np.fromfile(path, dtype=np.uint8, count=info.size, offset=info.offset)
+        _check_length(path, info, data.nbytes)
+        try:
+            rows = gguf.quants.dequantize(data.reshape(math.prod(shape[:-1]), -1), gguf.GGMLQuantizationType(info.type))
+        except NotImplementedError:
+            raise ZephyraError(f"{path}: tensor '{info.name}' is {info.type_name}, which cannot be read back") from None
+        return rows.reshape(shape)
+
+    return read
+
+
+def _check_length(path: Path, info: TensorInfo, size: int) -> None:
+    if size != info.size:
+        raise ZephyraError(f"{path}: tensor '{info.name}' ends early, the file changed while it was read")
+
+
+def _back(path: Path, info: TensorInfo, config: FusionConfig, architecture: str) -> list[LazyTensor]:
+    pattern, numbers = pattern_of(info.name)
+    name = reverse(DECODER).get(pattern)
+    if name is None:
+        raise ZephyraError(f"{path}: tensor '{info.name}' has no Hugging Face name")
+    read, shape = tensor_reader(path, info), tuple(reversed(info.shape))
+    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(info.name.split(".")[-2])
+    if name.count("{}") > len(numbers):
+        return [
+            LazyTensor(name.format(*numbers, n), shape[1:], info.type_name, _slice(read, n)) for n in range(shape[0])
+        ]
+    if ARCHITECTURES[architecture].interleaved and heads is not None:
+        return [LazyTensor(name.format(*numbers), shape, info.type_name, lambda: separate(read(), heads))]
+    return [LazyTensor(name.format(*numbers), shape, info.type_name, read)]
+
+
+def _slice(read: Callable[[], np.ndarray], number: int) -> Callable[[], np.ndarray]:
+    return lambda: read()[number]
+
+
+def _with_special_ids(config: FusionConfig, metadata: dict[str, Any]) -> FusionConfig:
+    def number(name: str) -> int | None:
+        value = metadata.get(f"tokenizer.ggml.{name}_token_id")
+        return None if value is None else int(value)
+
+    ends = tuple(n for n in (number("eos"), number("eot"), number("eom")) if n is not None)
+    ids = {
+        "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
+        "bos_token_id": number("bos"),
+        "pad_token_id": number("padding"),
+    }
+    return FusionConfig.from_dict({**config.to_dict(), **ids})

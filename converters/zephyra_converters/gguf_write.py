@@ -1,0 +1,109 @@
+"""A base checkpoint as GGUF: names, RoPE order, metadata and vocabulary of the architecture that computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zephyra_converters.architecture import Architecture, arch_for, metadata_for, rope_factors
+from zephyra_converters.checkpoint import Checkpoint, LazyTensor
+from zephyra_converters.gguf_file import Planned, stored_type, write_gguf_file
+from zephyra_converters.names import DECODER, translate
+from zephyra_converters.rope_order import interleave
+from zephyra_converters.tokenizer import Vocabulary, vocabulary_of
+from zephyra_fusion.config import FusionConfig
+from zephyra_fusion.errors import ZephyraError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}  # llama_ftype
+
+
+@dataclass(frozen=True)
+class GGUFPlan:
+    """Everything about the file that is known before a weight is read."""
+
+    architecture: Architecture
+    vocabulary: Vocabulary
+    metadata: dict[str, Any]
+    tensors: list[LazyTensor]  # GGUF names and order of rows, Hugging Face's order of dimensions
+
+
+def plan_gguf(checkpoint: Checkpoint) -> GGUFPlan:
+    """What the GGUF of this checkpoint will hold; all that cannot be expressed is refused here, by name."""
+    config = checkpoint.config
+    architecture = arch_for(config)
+    if checkpoint.tokenizer is None:
+        raise ZephyraError(
+            f"{checkpoint.path} has no tokenizer.json",
+            hint="a GGUF carries its vocabulary: put the tokenizer beside it",
+        )
+    vocabulary = vocabulary_of(checkpoint.tokenizer, config)
+    metadata: dict[str, Any] = {"general.type": "model", "general.name": checkpoint.name}
+    if checkpoint.license:
+        metadata["general.license"] = checkpoint.license
+    metadata |= metadata_for(config, architecture) | vocabulary.metadata()
+    return GGUFPlan(architecture, vocabulary, metadata, list(_tensors(checkpoint, architecture)))
+
+
+def write_gguf(plan: GGUFPlan, path: Path, quantization: str) -> dict[str, int]:
+    """Write `plan` to `path` as F32, F16, BF16 or Q8_0; returns the number of tensors of each type."""
+    metadata = {**plan.metadata, "general.file_type": FILE_TYPES[quantization]}
+    if quantization == "Q8_0":
+        metadata["general.quantization_version"] = 2
+    planned = (Planned(t, _type_of(t, quantization)) for t in plan.tensors)
+    return write_gguf_file(path, plan.architecture.name, metadata, planned)
+
+
+def _type_of(tensor: LazyTensor, wanted: str) -> str:
+    # The gate decides between experts: its rounding would send tokens elsewhere. llama.cpp keeps it F32 as well.
+    return "F32" if tensor.name.endswith("ffn_gate_inp.weight") else stored_type(tensor.shape, wanted)
+
+
+def _tensors(checkpoint: Checkpoint, architecture: Architecture) -> Iterator[LazyTensor]:
+    """In the order of Hugging Face's names, the experts of a matrix stacked to one tensor."""
+    unknown, stacks = [], {}
+    for name, tensor in checkpoint.tensors.items():
+        found = translate(name, DECODER)
+        if found is None:
+            unknown.append(name)
+        elif found[1] is not None:
+            stacks.setdefault(found[0], {})[found[1]] = tensor
+        else:
+            yield _ordered(found[0], tensor, checkpoint.config, architecture)
+    if unknown:
+        raise ZephyraError(f"tensors without a place in GGUF: {', '.join(unknown[:6])}", hint="nothing was written")
+    for name, experts in stacks.items():
+        listed = [experts[number] for number in sorted(experts)]
+        yield LazyTensor(name, (len(listed), *listed[0].shape), listed[0].dtype, _stack(listed))
+    if factors := rope_factors(checkpoint.config):
+        yield LazyTensor("rope_freqs.weight", (len(factors),), "F32", _constant(factors))
+
+
+def _ordered(name: str, tensor: LazyTensor, config: FusionConfig, architecture: Architecture) -> LazyTensor:
+    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(name.split(".")[-2])
+    read = tensor.read
+    if architecture.interleaved and heads is not None:
+        return LazyTensor(name, tensor.shape, tensor.dtype, lambda: interleave(read(), heads))
+    return LazyTensor(name, tensor.shape, tensor.dtype, read)
+
+
+def _stack(tensors: list[LazyTensor]) -> Callable[[], np.ndarray]:
+    def read() -> np.ndarray:
+        import numpy as np
+
+        return np.stack([tensor.read() for tensor in tensors])
+
+    return read
+
+
+def _constant(values: list[float]) -> Callable[[], np.ndarray]:
+    def read() -> np.ndarray:
+        import numpy as np
+
+        return np.array(values, np.float32)
+
+    return read

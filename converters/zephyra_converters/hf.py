@@ -1,0 +1,196 @@
+"""Hugging Face checkpoint folders, read lazily and written as a stream."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zephyra_converters.checkpoint import Checkpoint, LazyTensor, TokenizerFiles
+from zephyra_converters.names import MIXTRAL, check_names, pattern_of, reverse
+from zephyra_converters.safetensors_file import read_safetensors, write_safetensors
+from zephyra_fusion import config_json
+from zephyra_fusion.config import FusionConfig
+from zephyra_fusion.errors import ZephyraError
+
+# Buffers that old transformers saved beside the weights; they are computed from the config.
+_BUFFERS = ("rotary_emb.inv_freq", "masked_bias")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; every way in which a file can be none is a ZephyraError."""
+    try:
+        values = json.loads(path.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise ZephyraError(f"cannot read {path}: {error.strerror or error}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ZephyraError(f"{path} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ZephyraError(f"{path} holds no JSON object")
+    return values
+
+
+def read_hf(folder: Path) -> Checkpoint:
+    """The checkpoint in a folder; only configs and headers are read. Every mismatch of names and shapes is an error."""
+    if not folder.is_dir():
+        raise ZephyraError(
+            f"{folder} is not a folder", hint="a checkpoint folder has config.json and model.safetensors"
+        )
+    values = read_json(folder / "config.json")
+    config = _with_generation_ids(config_json.from_json(values), folder)
+    tensors = {name: t for name, t in _read_weights(folder).items() if not name.endswith(_BUFFERS)}
+    tensors = {(new := _common_name(name)): _renamed(tensor, new) for name, tensor in tensors.items()}
+    shapes = expected_shapes(config)
+    if config.tie_word_embeddings:
+        tensors.pop("lm_head.weight", None)
+    check_names(tensors, shapes, str(folder))
+    wrong = [
+        f"'{name}' is {list(tensors[name].shape)}, config.json says {list(shape)}"
+        for name, shape in shapes.items()
+        if tensors[name].shape != shape
+    ]
+    if wrong:
+        raise ZephyraError(f"{folder}: {'; '.join(wrong[:6])}")
+    return Checkpoint(
+        config=config, tensors=tensors, path=folder, name=folder.resolve().name, tokenizer=read_tokenizer_files(folder)
+    )
+
+
+def expected_shapes(config: FusionConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a checkpoint with this config, by Hugging Face name."""
+    hidden, head_dim = config.hidden_size, config.head_dim or 0
+    q, kv = config.num_attention_heads * head_dim, (config.num_key_value_heads or 0) * head_dim
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (config.vocab_size, hidden),
+        "model.norm.weight": (hidden,),
+    }
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, hidden)
+    layer: dict[str, tuple[int, ...]] = {
+        "input_layernorm.weight": (hidden,),
+        "post_attention_layernorm.weight": (hidden,),
+        "self_attn.q_proj.weight": (q, hidden),
+        "self_attn.k_proj.weight": (kv, hidden),
+        "self_attn.v_proj.weight": (kv, hidden),
+        "self_attn.o_proj.weight": (hidden, q),
+    }
+    if config.attention_bias:
+        layer |= {"self_attn.q_proj.bias": (q,), "self_attn.k_proj.bias": (kv,), "self_attn.v_proj.bias": (kv,)}
+    if config.attention_out_bias:
+        layer["self_attn.o_proj.bias"] = (hidden,)
+    if config.qk_norm:
+        layer |= {"self_attn.q_norm.weight": (head_dim,), "self_attn.k_norm.weight": (head_dim,)}
+    if config.num_experts:
+        layer["mlp.gate.weight"] = (config.num_experts, hidden)
+    inner = (config.moe_intermediate_size if config.num_experts else config.intermediate_size) or 0
+    for mlp in [f"mlp.experts.{e}" for e in range(config.num_experts)] or ["mlp"]:
+        for part, rows, columns in (("gate", inner, hidden), ("up", inner, hidden), ("down", hidden, inner)):
+            layer[f"{mlp}.{part}_proj.weight"] = (rows, columns)
+            if config.mlp_bias:
+                layer[f"{mlp}.{part}_proj.bias"] = (rows,)
+    for n in range(config.num_hidden_layers):
+        shapes |= {f"model.layers.{n}.{name}": shape for name, shape in layer.items()}
+    return shapes
+
+
+def write_hf(checkpoint: Checkpoint, folder: Path, dtype: str | None = None) -> None:
+    """Write config, weights (`dtype` F32, F16 or BF16; None: as stored) and tokenizer into an existing empty folder."""
+    config = config_json.to_json(checkpoint.config)
+    tensors = checkpoint.tensors
+    if config["model_type"] == "mixtral":
+        back = reverse(MIXTRAL)
+        tensors = {(new := _substitute(name, back)): _renamed(t, new) for name, t in tensors.items()}
+    types = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+    write_json(folder / "config.json", {**config, "torch_dtype": types[dtype or checkpoint.dtype]})
+    write_safetensors(folder / "model.safetensors", tensors.values(), dtype)
+    if checkpoint.tokenizer is not None:
+        write_tokenizer_files(checkpoint.tokenizer, folder)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_tokenizer_files(folder: Path) -> TokenizerFiles | None:
+    """The tokenizer's files of a folder; None where there is no tokenizer.json."""
+    if not (folder / "tokenizer.json").is_file():
+        return None
+    config_path, jinja = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    config = read_json(config_path) if config_path.is_file() else {}
+    template = jinja.read_text(encoding="utf-8") if jinja.is_file() else config.get("chat_template")
+    if isinstance(template, list):  # several named ones: take the default, as transformers does
+        template = next((t.get("template") for t in template if t.get("name") == "default"), None)
+    return TokenizerFiles(tokenizer=read_json(folder / "tokenizer.json"), config=config, chat_template=template)
+
+
+def write_tokenizer_files(tokenizer: TokenizerFiles, folder: Path) -> None:
+    write_json(folder / "tokenizer.json", tokenizer.tokenizer)
+    config = dict(tokenizer.config)
+    if tokenizer.chat_template is not None:
+        config["chat_template"] = tokenizer.chat_template
+    if config:
+        write_json(folder / "tokenizer_config.json", config)
+
+
+def _read_weights(folder: Path) -> dict[str, LazyTensor]:
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / f"{name}.index.json").is_file():
+            return _read_shards(folder, folder / f"{name}.index.json")
+        if (folder / name).is_file():
+            return _read_file(folder / name)
+    raise ZephyraError(
+        f"{folder} has no weights", hint="expected model.safetensors, its .index.json with shards, or pytorch_model.bin"
+    )
+
+
+def _read_shards(folder: Path, index: Path) -> dict[str, LazyTensor]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise ZephyraError(f"{index} has no weight_map of names to files")
+    tensors: dict[str, LazyTensor] = {}
+    for shard in sorted(set(weight_map.values())):
+        if Path(shard).name != shard or shard in (".", ".."):
+            raise ZephyraError(f"{index} names '{shard}', only files beside it are allowed")
+        if not (folder / shard).is_file():
+            raise ZephyraError(f"{index} names '{shard}', which is missing", hint="fetch the checkpoint again")
+        for name, tensor in _read_file(folder / shard).items():
+            if name in tensors:
+                raise ZephyraError(f"{folder}: tensor '{name}' stands in two shards")
+            tensors[name] = tensor
+    if missing := sorted(set(weight_map) - set(tensors)):
+        raise ZephyraError(f"{index} promises tensors that no shard has: {', '.join(missing[:6])}")
+    return tensors
+
+
+def _read_file(path: Path) -> dict[str, LazyTensor]:
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    from zephyra_converters.torch_file import read_torch
+
+    return read_torch(path)
+
+
+def _with_generation_ids(config: FusionConfig, folder: Path) -> FusionConfig:
+    """generation_config.json's end tokens: chat models name there what ends a turn, and config.json often not."""
+    path = folder / "generation_config.json"
+    values = read_json(path) if path.is_file() else {}
+    ids = values.get("eos_token_id")
+    listed = [ids] if type(ids) is int else ids if isinstance(ids, list) else []
+    merged = tuple(dict.fromkeys([*listed, *config.eos_token_ids]))
+    if not merged or merged == config.eos_token_ids:
+        return config
+    return FusionConfig.from_dict({**config.to_dict(), "eos_token_id": merged})
+
+
+def _common_name(name: str) -> str:
+    return _substitute(name, MIXTRAL)
+
+
+def _substitute(name: str, table: Mapping[str, str]) -> str:
+    pattern, numbers = pattern_of(name)
+    return table[pattern].format(*numbers) if pattern in table else name
+
+
+def _renamed(tensor: LazyTensor, name: str) -> LazyTensor:
+    return LazyTensor(name, tensor.shape, tensor.dtype, tensor.read)

@@ -1,0 +1,122 @@
+"""The safetensors format, read lazily and written as a stream (no framework, BF16 included).
+
+Layout: 8 bytes little-endian length, a JSON header, then the data. https://github.com/huggingface/safetensors
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zephyra_converters.checkpoint import LazyTensor
+from zephyra_converters.dtypes import ITEM_SIZE, from_float32, storage, to_float32
+from zephyra_fusion.errors import ZephyraError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MAX_HEADER = 100_000_000  # the format's own limit
+
+
+def read_safetensors(path: Path) -> dict[str, LazyTensor]:
+    """The tensors of one file. The header is checked against the file's size before anything is allocated."""
+    header, data_start = _read_header(path)
+    data_size = path.stat().st_size - data_start
+    tensors, spans = {}, []
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        shape, dtype, begin, end = _entry(path, name, entry)
+        if not 0 <= begin <= end <= data_size:
+            raise ZephyraError(
+                f"{path}: tensor '{name}' lies at bytes {begin}..{end}, the file has {data_size} bytes of data",
+                hint="the file is truncated or damaged: fetch it again",
+            )
+        if end - begin != math.prod(shape) * ITEM_SIZE[dtype]:
+            raise ZephyraError(f"{path}: tensor '{name}' has {end - begin} bytes, {dtype}{list(shape)} needs others")
+        spans.append((begin, end, name))
+        tensors[name] = LazyTensor(name, shape, dtype, _reader(path, name, dtype, shape, data_start + begin))
+    spans.sort()
+    for (_, end, first), (begin, _, second) in zip(spans, spans[1:], strict=False):
+        if begin < end:
+            raise ZephyraError(f"{path}: tensors '{first}' and '{second}' overlap")
+    return tensors
+
+
+def write_safetensors(path: Path, tensors: Iterable[LazyTensor], dtype: str | None = None) -> None:
+    """Write the tensors, one in memory at a time; `dtype` F32, F16 or BF16 (None: each keeps its own)."""
+    listed = sorted(tensors, key=lambda tensor: tensor.name)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers insists on this entry
+    offset = 0
+    for tensor in listed:
+        size = tensor.size * ITEM_SIZE[dtype or tensor.dtype]
+        header[tensor.name] = {
+            "dtype": dtype or tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for tensor in listed:
+            file.write(from_float32(tensor.read(), dtype or tensor.dtype, tensor.name).tobytes())
+
+
+def _read_header(path: Path) -> tuple[Mapping[str, Any], int]:
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            prefix = file.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
+            if not 2 <= length <= min(MAX_HEADER, size - 8):
+                raise ZephyraError(
+                    f"{path} is not a safetensors file: its header length is {length}, the file's {size}"
+                )
+            header = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
+    except OSError as error:
+        raise ZephyraError(f"cannot read {path}: {error.strerror}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ZephyraError(f"{path} is not a safetensors file: its header is no JSON ({error})") from None
+    if not isinstance(header, dict):
+        raise ZephyraError(f"{path} is not a safetensors file: its header is no JSON object")
+    return header, 8 + length
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ZephyraError(f"duplicate entries in a safetensors header: {', '.join(twice)}")
+    return result
+
+
+def _entry(path: Path, name: str, entry: Any) -> tuple[tuple[int, ...], str, int, int]:
+    try:
+        shape, dtype, (begin, end) = tuple(entry["shape"]), entry["dtype"], entry["data_offsets"]
+        if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
+            raise TypeError
+    except (KeyError, TypeError, ValueError):
+        raise ZephyraError(f"{path}: the header entry of tensor '{name}' is malformed") from None
+    if dtype not in ITEM_SIZE:
+        raise ZephyraError(f"{path}: tensor '{name}' has type '{dtype}', known: {', '.join(ITEM_SIZE)}")
+    return shape, dtype, begin, end
+
+
+def _reader(path: Path, name: str, dtype: str, shape: tuple[int, ...], offset: int) -> Any:
+    def read() -> np.ndarray:
+        import numpy as np
+
+        count = math.prod(shape)
+        words = np.fromfile(path, dtype=storage(dtype), count=count, offset=offset)
+        if words.size != count:
+            raise ZephyraError(f"{path}: tensor '{name}' ends early, the file changed while it was read")
+        return to_float32(words, dtype, name).reshape(shape)
+
+    return read

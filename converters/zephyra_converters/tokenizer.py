@@ -1,0 +1,245 @@
+"""Byte-level BPE vocabularies: `tokenizer.json` to GGUF's keys and back.
+
+llama.cpp knows a pre-tokenizer by name (`pre`) and has its regex compiled in: one that it does not have is refused, and
+`tokenizer_parity` holds the outcome against `tokenizers` before a file gets its final name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from zephyra_converters.checkpoint import TokenizerFiles
+from zephyra_fusion.config import FusionConfig
+from zephyra_fusion.errors import ZephyraError
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5  # ggml's token types
+
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_TAIL = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+_QWEN2 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*" + _TAIL
+_QWEN35 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*" + _TAIL
+_LLAMA3 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*" + _TAIL
+
+# llama.cpp's name: (regex of the Split before ByteLevel, or "digits" or None for ByteLevel's own; ignore_merges)
+PRE_TOKENIZERS: Mapping[str, tuple[str | None, bool]] = {
+    "qwen2": (_QWEN2, False),
+    "qwen35": (_QWEN35, False),
+    "llama-bpe": (_LLAMA3, True),
+    "dbrx": (_LLAMA3, False),
+    "smollm": ("digits", False),
+    "gpt-2": (None, False),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """What GGUF stores of a byte-level BPE: tokens in id order (byte-mapped), their types, merges, special ids."""
+
+    pre: str
+    tokens: Sequence[str]
+    types: Sequence[int]
+    merges: Sequence[str]
+    ids: Mapping[str, int]  # eos, eot, eom, bos, unknown, padding
+    add_bos: bool = False
+    add_eos: bool = False
+    chat_template: str | None = None
+    warnings: Sequence[str] = field(default_factory=tuple)
+
+    def metadata(self) -> dict[str, Any]:
+        keys: dict[str, Any] = {
+            "model": "gpt2",
+            "pre": self.pre,
+            "tokens": list(self.tokens),
+            "token_type": list(self.types),
+            "merges": list(self.merges),
+            **{f"{name}_token_id": number for name, number in self.ids.items()},
+            "add_bos_token": self.add_bos,
+            "add_eos_token": self.add_eos,
+        }
+        result = {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
+        if self.chat_template:
+            result["tokenizer.chat_template"] = self.chat_template
+        return result
+
+
+def vocabulary_of(files: TokenizerFiles, config: FusionConfig) -> Vocabulary:
+    """The vocabulary of a checkpoint's tokenizer files. What llama.cpp would tokenize otherwise is refused by name."""
+    tokenizer, warnings = files.tokenizer, []
+    model = tokenizer.get("model") or {}
+    _check_model(model)
+    normalizer = (tokenizer.get("normalizer") or {}).get("type")
+    if normalizer == "NFC":
+        warnings.append("the tokenizer normalizes text to NFC and llama.cpp does not: text in other forms differs")
+    elif normalizer:
+        raise ZephyraError(f"the tokenizer has a normalizer '{normalizer}', llama.cpp's byte-level BPE has none")
+    added = tokenizer.get("added_tokens") or []
+    tokens, types = _entries(model["vocab"], added, config.vocab_size)
+    add_bos, add_eos = _added_by_template(tokenizer, {entry["content"]: entry["id"] for entry in added})
+    return Vocabulary(
+        pre=recognise_pre_tokenizer(tokenizer.get("pre_tokenizer"), bool(model.get("ignore_merges"))),
+        tokens=tokens,
+        types=types,
+        merges=[m if isinstance(m, str) else " ".join(m) for m in model.get("merges", ())],
+        ids=_special_ids(files, config, tokens, warnings),
+        add_bos=add_bos,
+        add_eos=add_eos,
+        chat_template=files.chat_template,
+        warnings=warnings,
+    )
+
+
+def recognise_pre_tokenizer(value: Any, ignore_merges: bool) -> str:
+    """llama.cpp's name for a pre-tokenizer of tokenizer.json; an unknown one is a ZephyraError that shows it."""
+    steps = value.get("pretokenizers", [value]) if isinstance(value, Mapping) else []
+    kinds = [step.get("type") for step in steps]
+    wanted: tuple[str | None, bool] | None = None
+    if kinds and kinds[-1] == "ByteLevel" and not steps[-1].get("add_prefix_space"):
+        own_regex = steps[-1].get("use_regex", True)
+        if kinds == ["ByteLevel"] and own_regex:
+            wanted = (None, ignore_merges)
+        elif kinds == ["Digits", "ByteLevel"] and own_regex and steps[0].get("individual_digits"):
+            wanted = ("digits", ignore_merges)
+        elif kinds == ["Split", "ByteLevel"] and not own_regex and _splits_all(steps[0]):
+            wanted = (steps[0]["pattern"].get("Regex"), ignore_merges)
+    for name, known in PRE_TOKENIZERS.items():
+        if known == wanted:
+            return name
+    raise ZephyraError(
+        f"the pre-tokenizer {str(value)[:300]} (ignore_merges {ignore_merges}) has no counterpart in llama.cpp",
+        hint=f"known: {', '.join(PRE_TOKENIZERS)}",
+    )
+
+
+def _splits_all(step: Mapping[str, Any]) -> bool:
+    kept = (step.get("behavior"), bool(step.get("invert")))
+    return kept in (("Isolated", False), ("Removed", True)) and isinstance(step.get("pattern"), Mapping)
+
+
+def _check_model(model: Mapping[str, Any]) -> None:
+    kind = model.get("type", "BPE" if "merges" in model else None)
+    if kind != "BPE":
+        raise ZephyraError(f"the tokenizer is a {kind} model, only byte-level BPE is supported")
+    if model.get("byte_fallback"):
+        raise ZephyraError("the tokenizer is a SentencePiece BPE (byte_fallback), only byte-level BPE is supported")
+    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(key):
+            raise ZephyraError(f"the tokenizer's BPE has {key} {model[key]!r}, llama.cpp has no such thing")
+
+
+def _entries(vocab: Mapping[str, int], added: Sequence[Mapping[str, Any]], size: int) -> tuple[list[str], list[int]]:
+    """Tokens and types in id order; ids that nothing uses are filled up to the embedding table's `size`."""
+    by_id: dict[int, tuple[str, int]] = {number: (token, NORMAL) for token, number in vocab.items()}
+    for entry in added:
+        by_id[entry["id"]] = (entry["content"], CONTROL if entry.get("special") else USER_DEFINED)
+    if by_id and max(by_id) >= size:
+        raise ZephyraError(
+            f"the tokenizer has ids up to {max(by_id)}, the embedding table has {size} rows",
+            hint="the tokenizer and the checkpoint do not belong together, or the vocabulary grew",
+        )
+    entries = [by_id.get(n, (f"[PAD{n}]", UNUSED)) for n in range(size)]
+    tokens = [token for token, _ in entries]
+    if len(set(tokens)) != len(tokens):
+        twice = sorted({token for token in tokens if tokens.count(token) > 1})
+        raise ZephyraError(f"the tokenizer gives two ids to {', '.join(map(repr, twice[:6]))}")
+    return tokens, [kind for _, kind in entries]
+
+
+def _special_ids(
+    files: TokenizerFiles, config: FusionConfig, tokens: Sequence[str], warnings: list[str]
+) -> dict[str, int]:
+    place = {token: n for n, token in enumerate(tokens)}
+
+    def named(name: str) -> int | None:
+        text = files.special_token(name)
+        return place.get(text) if text is not None else None
+
+    ends = list(dict.fromkeys(n for n in (named("eos_token"), *config.eos_token_ids) if n is not None))
+    if not ends:
+        raise ZephyraError(
+            "neither config.json nor tokenizer_config.json names an end token (eos_token_id, eos_token)",
+            hint="llama.cpp would take id 11 for it",
+        )
+    if len(ends) > 3:
+        warnings.append(f"{len(ends)} end tokens: GGUF has a place for 3, the others count only where known by text")
+    ids = dict(zip(("eos", "eot", "eom"), ends, strict=False))
+    bos = named("bos_token")
+    bos = config.bos_token_id if bos is None else bos
+    ids["bos"] = ends[0] if bos is None else bos  # left out, llama.cpp would take id 11 for it
+    padding = named("pad_token")
+    padding = config.pad_token_id if padding is None else padding
+    if padding is not None:
+        ids["padding"] = padding
+    unknown = place.get((files.tokenizer.get("model") or {}).get("unk_token") or "")
+    if unknown is not None:
+        ids["unknown"] = unknown
+    if wrong := {name: n for name, n in ids.items() if not 0 <= n < len(tokens)}:
+        listed = ", ".join(f"{name} {n}" for name, n in wrong.items())
+        raise ZephyraError(f"special ids outside the vocabulary of {len(tokens)}: {listed}")
+    return ids
+
+
+def _added_by_template(tokenizer: Mapping[str, Any], ids: Mapping[str, int]) -> tuple[bool, bool]:
+    """Whether encoding a text puts a token before it and one after it (the post-processor's template)."""
+    post = tokenizer.get("post_processor") or {}
+    for step in post.get("processors", [post]):
+        if step.get("type") == "TemplateProcessing":
+            single = step.get("single") or []
+            text = next((n for n, piece in enumerate(single) if "Sequence" in piece), 0)
+            return text > 0, text + 1 < len(single)
+        if step.get("type") not in (None, "ByteLevel"):
+            raise ZephyraError(f"the tokenizer's post_processor '{step.get('type')}' has no counterpart in llama.cpp")
+    return False, False
+
+
+def tokenizer_files_of(metadata: Mapping[str, Any]) -> TokenizerFiles:
+    """`tokenizer.json` and `tokenizer_config.json` that tokenize as the GGUF vocabulary does."""
+    keys = {k.removeprefix("tokenizer.ggml."): v for k, v in metadata.items() if k.startswith("tokenizer.ggml.")}
+    if keys.get("model") != "gpt2" or keys.get("pre") not in PRE_TOKENIZERS:
+        raise ZephyraError(
+            f"cannot read back a vocabulary '{keys.get('model')}' with pre-tokenizer '{keys.get('pre')}'",
+            hint=f"known: gpt2 with {', '.join(PRE_TOKENIZERS)}",
+        )
+    regex, ignore_merges = PRE_TOKENIZERS[keys["pre"]]
+    tokens, types = keys["tokens"], keys.get("token_type") or [NORMAL] * len(keys["tokens"])
+    special = [n for n, kind in enumerate(types) if kind in (CONTROL, USER_DEFINED)]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    steps: list[dict[str, Any]] = [{**byte_level, "use_regex": regex in (None, "digits")}]
+    if regex == "digits":
+        steps.insert(0, {"type": "Digits", "individual_digits": True})
+    elif regex is not None:
+        steps.insert(0, {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False})
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    tokenizer = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": n, "content": tokens[n], **plain, "special": types[n] == CONTROL} for n in special],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps} if len(steps) > 1 else steps[0],
+        "post_processor": None,
+        "decoder": {**byte_level, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": ignore_merges,
+            "vocab": {token: n for n, token in enumerate(tokens) if types[n] != UNUSED},
+            "merges": list(keys.get("merges", ())),
+        },
+    }
+    names = {"eos_token": "eos", "bos_token": "bos", "pad_token": "padding"}
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_bos_token": bool(keys.get("add_bos_token")),
+        "clean_up_tokenization_spaces": False,
+    }
+    for name, key in names.items():
+        if (number := keys.get(f"{key}_token_id")) is not None:
+            config[name] = tokens[number]
+    return TokenizerFiles(tokenizer=tokenizer, config=config, chat_template=metadata.get("tokenizer.chat_template"))

@@ -1,0 +1,47 @@
+"""PyTorch's own weight files (`.bin`): the one gateway of this package to torch, and it runs no foreign code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zephyra_converters.checkpoint import LazyTensor
+from zephyra_fusion.errors import ZephyraError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_NAMES = {"torch.float64": "F64", "torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16"}
+
+
+def read_torch(path: Path) -> dict[str, LazyTensor]:
+    """The tensors of a state dict, memory-mapped. A pickle that wants more than tensors is refused."""
+    try:
+        import torch
+    except ImportError:
+        raise ZephyraError(
+            f"{path.name} is a PyTorch file and PyTorch is not installed", hint='pip install "zephyra[torch]"'
+        ) from None
+    import pickle
+
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:
+        raise ZephyraError(
+            f"{path} is a pickle that wants to run code (or is damaged): refused", hint="ask for safetensors"
+        ) from None
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
+        raise ZephyraError(f"{path} is not a PyTorch weight file: {str(error).splitlines()[0]}") from None
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ZephyraError(f"{path} holds no plain dictionary of tensors")
+    return {
+        name: LazyTensor(name, tuple(tensor.shape), _NAMES.get(str(tensor.dtype), str(tensor.dtype)), _reader(tensor))
+        for name, tensor in state.items()
+    }
+
+
+def _reader(tensor: Any) -> Any:
+    def read() -> np.ndarray:
+        return tensor.float().numpy()
+
+    return read

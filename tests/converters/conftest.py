@@ -1,0 +1,119 @@
+"""Tiny random checkpoints of every family that converts, made by transformers and peft: the oracle of these tests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zephyra_fusion.chat import END, PAD, ZEPHYRA_JINJA
+
+SIZES = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-6,
+    "eos_token_id": 5,
+    "bos_token_id": 0,
+    "pad_token_id": 1,
+}
+EXPERTS = {"num_experts_per_tok": 2, "norm_topk_prob": True}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {"head_dim": 32}),
+    "llama-wide-heads": ("Llama", {"head_dim": 48, "tie_word_embeddings": True}),
+    "llama-biased": ("Llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama3-rope": (
+        "Llama",
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+            }
+        },
+    ),
+    "llama-linear-rope": ("Llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}}),
+    "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen2-yarn": (
+        "Qwen2",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
+    ),
+    "qwen3": ("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
+    "qwen3-untied": ("Qwen3", {"head_dim": 64}),
+    "mistral": ("Mistral", {"sliding_window": None, "head_dim": 32}),
+    "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3-moe": ("Qwen3Moe", {**EXPERTS, "num_experts": 4, "moe_intermediate_size": 64, "head_dim": 32}),
+}
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Callable[[str], Any]:
+    """oracle(family) -> a random model of transformers, float32, in evaluation mode; always the same one."""
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    models: dict[str, Any] = {}
+
+    def make(family: str) -> Any:
+        if family not in models:
+            kind, options = FAMILIES[family]
+            config = getattr(transformers, f"{kind}Config")(**{**SIZES, **options})
+            torch.manual_seed(7)
+            model = getattr(transformers, f"{kind}ForCausalLM")(config).float().eval()
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    scale = 0.1 if "norm" in name else 1.4 / parameter.shape[-1] ** 0.5
+                    parameter.copy_(torch.randn_like(parameter) * scale + (1.0 if "norm" in name else 0.0))
+            models[family] = model
+        return models[family]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def checkpoint_folder(
+    oracle: Callable[[str], Any], tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """checkpoint_folder(family) -> the oracle's model saved by transformers, with the tiny tokenizer beside it."""
+    folders: dict[str, Path] = {}
+
+    def make(family: str) -> Path:
+        if family not in folders:
+            folder = tmp_path_factory.mktemp("checkpoints") / family
+            oracle(family).save_pretrained(folder)
+            put_tokenizer(folder, tiny_tokenizer)
+            folders[family] = folder
+        return folders[family]
+
+    return make
+
+
+def put_tokenizer(folder: Path, tokenizer: Any) -> None:
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"eos_token": END, "pad_token": PAD, "chat_template": ZEPHYRA_JINJA}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+@pytest.fixture(scope="session")
+def token_ids() -> list[list[int]]:
+    """Three texts as ids of the tiny vocabulary."""
+    import random
+
+    draw = random.Random(3)
+    return [[draw.randrange(320) for _ in range(length)] for length in (1, 17, 60)]
