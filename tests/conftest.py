@@ -3,10 +3,10 @@
 tiny_tokenizer   tokenizers.Tokenizer: byte-level BPE, 320 entries, the six special tokens first (ids 0..5)
 tiny_weights     dict of float32 arrays by GGUF tensor name, Hugging Face orientation [out, in]: the base
 tiny_gguf        Path: the base as F32 GGUF (qwen3: 2 layers, width 64, 2 heads of 32 over 1, context 512)
-tiny_adapters    dict of Path: LoRA adapters "a" (rank 4), "b" (rank 8, with feed-forward) and "c" (rank 4) for tiny_gguf
+tiny_adapters    dict of Path: LoRA adapters "a" (rank 4), "b" (rank 8, with feed-forward), "c" (rank 4) for tiny_gguf
 tiny_loras       dict: adapter name -> {tensor name: (A [r, in], B [out, r], alpha/r)}, what tiny_adapters holds
 tiny_router      Path: a modern-bert classifier GGUF (RANK pooling, no vocabulary, 3 labels) over the same token ids
-make_gguf        function(path, metadata_changes={}, tensor_changes={}) -> Path: tiny_gguf with some keys or tensors
+make_gguf        function(path, metadata={}, tensors={}) -> Path: tiny_gguf with some keys or tensors
                  changed (value None removes); arrays of any numpy type are written as they are
 
 The weights are random but large enough that adapters change the text; nothing in them was learnt.
@@ -63,7 +63,7 @@ def tiny_weights() -> dict[str, Any]:
     random = np.random.default_rng(20)
 
     def matrix(rows: int, columns: int) -> Any:
-        return (random.standard_normal((rows, columns)) * 1.5 / columns**0.5).astype(np.float32)
+        return (random.standard_normal((rows, columns)) * 4.0 / columns**0.5).astype(np.float32)
 
     def norm(size: int) -> Any:
         return (1 + 0.1 * random.standard_normal(size)).astype(np.float32)

@@ -16,7 +16,6 @@ from zephyra_converters.gguf_header import GGUFHeader, read_header
 from zephyra_converters.gguf_shapes import CLASSIFIERS, DECODERS, Architecture, tensor_faults
 from zephyra_fusion.errors import ZephyraError, did_you_mean
 
-
 _NO_VOCABULARY = ("none", "no_vocab")
 
 
@@ -173,13 +172,8 @@ class _Inspection:
             )
         if self.header.architecture in ("qwen2", "modern-bert") and head * heads != embd:
             raise _Fault(f"{heads} heads of {head} make {heads * head}, embedding_length is {embd}")
-        sizes = {"embd": embd, "heads": heads, "head": head, "q": heads * head, "k": kv_heads * head}
-        sizes |= {
-            "v": kv_heads * head,
-            "qkv": 3 * embd,
-            "half_rotary": head // 2,
-            "layers": whole("block_count", high=512),
-        }
+        sizes = {"embd": embd, "qkv": 3 * embd, "layers": whole("block_count", high=512), "half_rotary": head // 2}
+        sizes |= {"heads": heads, "head": head, "q": heads * head, "k": kv_heads * head, "v": kv_heads * head}
         sizes |= self.feed_forward_dimensions()
         labels = self.get("classifier.output_labels")
         sizes["labels"] = len(labels) if isinstance(labels, list) else 1
@@ -217,11 +211,11 @@ class _Inspection:
             if name not in self.header.tensors:
                 yield f"the tensor '{name}' is missing"
         for name, tensor in self.header.tensors.items():
-            shape = required.get(name) or optional.get(name)
-            if shape is None:
+            dimensions = required.get(name) or optional.get(name)
+            if dimensions is None:
                 yield f"the tensor '{name}' is unknown"
             else:
-                yield from tensor_faults(tensor, tuple(sizes[dimension] for dimension in shape))
+                yield from tensor_faults(tensor, tuple(sizes[dimension] for dimension in dimensions))
 
 
 def _short(value: object) -> str:

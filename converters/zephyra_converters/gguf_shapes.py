@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from zephyra_converters.gguf_header import GGML_TYPES, TensorInfo
 
 # Weights that llama.cpp multiplies with or looks rows up in; the others (integers, F64, Q8_1, Q8_K) crash there.
-_NO_WEIGHTS = "Q8_1 Q8_K I8 I16 I32 I64 F64".split()
+_NO_WEIGHTS = ("Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64")
 WEIGHT_TYPES = frozenset(code for code, (name, _, _) in GGML_TYPES.items() if name not in _NO_WEIGHTS)
 _F32 = 0
 

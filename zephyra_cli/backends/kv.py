@@ -100,7 +100,7 @@ class Context:
     def decode(self, tokens: Sequence[int]) -> None:
         """Append at most `n_batch` tokens. Ctrl-C is seen between two calls."""
         count = len(tokens)
-        self._ids[:count] = tokens
+        self._ids[:count] = list(tokens)
         self._batch.n_tokens = count
         status = self._lib.llama_decode(self.handle, self._batch)
         if status:

@@ -72,7 +72,9 @@ def model_bytes() -> bytes:
         "llama.attention.head_count_kv": 1,
         "llama.attention.layer_norm_rms_epsilon": 1e-5,
     }
-    tensors = [(name, (_WIDTH, rows), kind, _blocks(kind, rows)) for name, (rows, kind) in _MATRICES.items()]
+    tensors: list[tuple[str, tuple[int, ...], int, bytes]] = [
+        (name, (_WIDTH, rows), kind, _blocks(kind, rows)) for name, (rows, kind) in _MATRICES.items()
+    ]
     tensors += [(name, (_WIDTH,), _F32, pack("<f", 1.0) * _WIDTH) for name in _NORMS]
     head = b"GGUF" + pack("<IQQ", 3, len(tensors), len(keys)) + b"".join(_key(*item) for item in keys.items())
     data = b""
