@@ -8,6 +8,8 @@ tiny_loras       dict: adapter name -> {tensor name: (A [r, in], B [out, r], alp
 tiny_router      Path: a modern-bert classifier GGUF (RANK pooling, no vocabulary, 3 labels) over the same token ids
 make_gguf        function(path, metadata={}, tensors={}) -> Path: tiny_gguf with some keys or tensors
                  changed (value None removes); arrays of any numpy type are written as they are
+write_gguf       function(path, metadata, tensors) -> Path: any GGUF file, for example an odd adapter
+tiny_metadata    dict: the keys of tiny_gguf
 
 The weights are random but large enough that adapters change the text; nothing in them was learnt.
 """
@@ -150,6 +152,11 @@ def write(path: Path, metadata: dict[str, Any], tensors: dict[str, Any]) -> Path
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+@pytest.fixture(scope="session")
+def write_gguf() -> Callable[[Path, dict[str, Any], dict[str, Any]], Path]:
+    return write
 
 
 @pytest.fixture(scope="session")

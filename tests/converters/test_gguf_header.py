@@ -71,7 +71,9 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
             read_header(path)
 
 
-def _file(keys: bytes = b"", key_count: int = 0, tensors: bytes = b"", tensor_count: int = 0, version: int = 3) -> bytes:
+def _file(
+    keys: bytes = b"", key_count: int = 0, tensors: bytes = b"", tensor_count: int = 0, version: int = 3
+) -> bytes:
     return b"GGUF" + pack("<IQQ", version, tensor_count, key_count) + keys + tensors + bytes(64)
 
 
