@@ -61,6 +61,8 @@ class LlamaBackend:
         trained = self._number("context_length")
         if context is not None and not 1 <= context <= trained:
             raise ZephyraError(f"the context is {context}, this model allows 1 to {trained} tokens")
+        if threads is not None and threads < 1:
+            raise ZephyraError(f"threads is {threads}, must be at least 1")
         if kv_type not in KV_TYPES:
             raise ZephyraError(f"unknown cache type '{kv_type}'", hint=did_you_mean(kv_type, KV_TYPES))
         self.context_length = context or min(trained, _DEFAULT_CONTEXT)
@@ -95,9 +97,11 @@ class LlamaBackend:
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
+        self._check_open()
         return frozenset(i for i in range(self.vocab_size) if self._lib.llama_vocab_is_eog(self._vocab, i))
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
+        self._check_open()
         try:
             raw = text.encode()
         except UnicodeEncodeError as error:
@@ -113,6 +117,7 @@ class LlamaBackend:
         return ids[:count]
 
     def token_bytes(self, token_id: int) -> bytes:
+        self._check_open()
         piece = self._pieces.get(token_id)
         if piece is None:
             self._check_ids((token_id,))
@@ -127,6 +132,7 @@ class LlamaBackend:
         return piece
 
     def add_adapter(self, name: str, path: Path) -> None:
+        self._check_open()
         if name in self._adapters:
             raise ZephyraError(f"there is already an adapter '{name}'")
         check_adapter(path, self._header)
@@ -213,12 +219,16 @@ class LlamaBackend:
             self._lib.llama_model_free(self._model)  # and its adapters with it
             self._model = None
 
+    def _check_open(self) -> None:
+        """llama.cpp crashes when it is asked of a model that was freed."""
+        if not self._model:
+            raise RuntimeError("the backend is closed")
+
     def _context(self, need: int) -> Context:
         return self._pool.context(self._mix, [self._adapters[name] for name, _ in self._mix], need)
 
     def _check_prompt(self, prompt: Sequence[int], *, room: int) -> None:
-        if not self._model:
-            raise RuntimeError("the backend is closed")
+        self._check_open()
         if not prompt:
             raise ZephyraError("the prompt is empty", hint="give at least one token")
         if len(prompt) + room > self.context_length:

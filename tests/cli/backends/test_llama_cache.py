@@ -67,10 +67,9 @@ def last_logits(backend: LlamaBackend) -> Any:
 def test_every_answer_is_a_cold_backends_answer(warm: LlamaBackend, cold_answer: Any) -> None:
     dice = random.Random(3)
     conversation: list[int] = []
-    cached = switches = 0
+    cached = 0
     for _ in range(120):
         mix = dice.choice(MIXES)
-        switches += 1
         warm.set_adapters(mix)
         if not conversation or dice.random() < 0.15 or len(conversation) > 400:
             conversation = [dice.randrange(6, 320) for _ in range(dice.randrange(1, 60))]
