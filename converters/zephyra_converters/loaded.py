@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _F32, _RANK_POOLING, _ATTENTION_OFF = 0, 4, 0  # ggml type, llama_pooling_type, llama_flash_attn_type
+_SMALL = 2**26  # bytes of a file
 _keep_alive: list[Any] = []  # C holds on to the log callback for the life of the process
 
 
@@ -64,7 +65,7 @@ class LoadedGGUF:
     def _new_context(self, length: int, classifier: bool) -> Any:
         params = self._lib.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = length
-        params.n_threads = params.n_threads_batch = _threads()
+        params.n_threads = params.n_threads_batch = _threads(self._path)
         params.type_k = params.type_v = _F32
         params.flash_attn_type = _ATTENTION_OFF
         params.swa_full = False
@@ -149,6 +150,9 @@ class LoadedGGUF:
         self.close()
 
 
-def _threads() -> int:
+def _threads(path: Path) -> int:
+    """Cores that we may use; one for a small model, where waiting for each other takes longer than the work."""
+    if path.stat().st_size < _SMALL:
+        return 1
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(usable, 8))

@@ -1,0 +1,139 @@
+"""The way back: GGUF bases to Hugging Face folders, GGUF adapters to PEFT folders, packs to a folder of both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zephyra_converters.adapter import Adapter
+from zephyra_converters.checkpoint import Checkpoint
+from zephyra_converters.gguf_read import read_gguf
+from zephyra_converters.hf import read_hf, read_json, write_hf
+from zephyra_converters.lora import read_lora_gguf
+from zephyra_converters.peft import write_peft
+from zephyra_converters.report import Part
+from zephyra_converters.staging import check_target, staged
+from zephyra_fusion.config_json import NATIVE, dialect_of
+from zephyra_fusion.errors import ZephyraError
+
+if TYPE_CHECKING:
+    from zephyra_converters.convert import Options
+
+_STORED = {"F32": "F32", "F16": "F16", "BF16": "BF16"}  # anything quantized comes back as F32
+
+
+def convert_back(kind: str, source: Path, target: Path | None, options: Options) -> tuple[list[Part], list[str], Path]:
+    """Write a folder that transformers (or PEFT) loads as it is. Quantized weights come back dequantized."""
+    if options.adapters or options.router:
+        raise ZephyraError("--adapter and --router make packs; --to hf takes one apart")
+    makers = {"gguf-base": _base, "base": _base, "gguf-adapter": _adapter, "pack": _pack}
+    if kind not in makers:
+        raise ZephyraError(f"{source} is of the kind '{kind}', which has no Hugging Face form to go back to")
+    target = target or Path(f"{options.name or source.resolve().stem}-hf")
+    check_target(source, target, force=options.force)
+    parts, warnings = makers[kind](source, target, options)
+    return parts, warnings, target
+
+
+def _base(source: Path, target: Path, options: Options) -> tuple[list[Part], list[str]]:
+    checkpoint = read_gguf(source) if source.is_file() else read_hf(source)
+    dtype = _dtype(checkpoint, options)
+    if not options.dry_run:
+        options.progress(0, 1, f"checkpoint as {dtype}")
+        with staged(target, folder=True) as folder:
+            write_hf(checkpoint, folder, dtype)
+            read_hf(folder)
+        options.progress(1, 1, f"checkpoint as {dtype}")
+    return [_checkpoint_part(checkpoint, target, dtype)], _warnings(checkpoint)
+
+
+def _adapter(source: Path, target: Path, options: Options) -> tuple[list[Part], list[str]]:
+    if options.base is None:
+        raise ZephyraError(f"--base is needed to read {source} back", hint="the base knows the heads of the model")
+    from zephyra_converters.convert import read_base
+
+    base = read_base(options.base)
+    adapter = read_lora_gguf(source, base.config)
+    if not options.dry_run:
+        with staged(target, folder=True) as folder:
+            write_peft(adapter, folder, str(options.base))
+    return [_adapter_part(adapter, str(target), dialect_of(base.config))], []
+
+
+def _pack(source: Path, target: Path, options: Options) -> tuple[list[Part], list[str]]:
+    """`base/` and `adapters/NAME/`; the router's GGUF has no form of its own and stays behind."""
+    from zephyra_converters.convert import read_base
+
+    checkpoint, adapters = read_base(source), _pack_adapters(source)
+    read = {name: read_lora_gguf(file, checkpoint.config) for name, file in adapters.items()}
+    dtype = _dtype(checkpoint, options)
+    if not options.dry_run:
+        with staged(target, folder=True) as folder:
+            (folder / "base").mkdir()
+            options.progress(0, 1 + len(read), "base")
+            write_hf(checkpoint, folder / "base", dtype)
+            for number, (name, adapter) in enumerate(read.items(), 1):
+                options.progress(number, 1 + len(read), f"adapter {name}")
+                (folder / "adapters" / name).mkdir(parents=True)
+                write_peft(adapter, folder / "adapters" / name, "../../base")
+    parts = [_checkpoint_part(checkpoint, target / "base", dtype)]
+    parts += [
+        _adapter_part(a, str(target / "adapters" / name), dialect_of(checkpoint.config)) for name, a in read.items()
+    ]
+    routed = read_json(source / "zephyra.json").get("router") is not None
+    return parts, _warnings(checkpoint) + (["the router stays behind: it has no Hugging Face form"] if routed else [])
+
+
+def _pack_adapters(pack: Path) -> dict[str, Path]:
+    entries = read_json(pack / "zephyra.json").get("adapters") or {}
+    files = {}
+    for name, entry in entries.items() if isinstance(entries, dict) else ():
+        file = entry.get("file") if isinstance(entry, dict) else None
+        if not isinstance(file, str) or Path(file).is_absolute() or ".." in Path(file).parts or "/" in name:
+            raise ZephyraError(f"{pack / 'zephyra.json'}: adapter '{name}' names no file inside the pack")
+        files[name] = pack / file
+    return files
+
+
+def _dtype(checkpoint: Checkpoint, options: Options) -> str:
+    wanted = (options.quantization or _STORED.get(checkpoint.dtype, "F32")).upper()
+    if wanted not in _STORED:
+        raise ZephyraError(f"a Hugging Face folder cannot hold {wanted}", hint=f"known: {', '.join(_STORED)}")
+    return wanted
+
+
+def _warnings(checkpoint: Checkpoint) -> list[str]:
+    warnings = []
+    if dialect_of(checkpoint.config) == NATIVE:
+        warnings.append("no architecture of transformers expresses this model: only zephyra reads the folder")
+    if checkpoint.dtype not in _STORED:
+        warnings.append(f"the weights were {checkpoint.dtype}: what quantization took away does not come back")
+    return warnings
+
+
+def _checkpoint_part(checkpoint: Checkpoint, folder: Path, dtype: str) -> Part:
+    written = folder / "model.safetensors"
+    return Part(
+        file=str(folder),
+        kind="checkpoint",
+        source=checkpoint.path.name,
+        architecture=dialect_of(checkpoint.config),
+        parameters=checkpoint.parameters,
+        quantization=dtype,
+        bytes=written.stat().st_size if written.is_file() else checkpoint.parameters * (4 if dtype == "F32" else 2),
+        tensors={dtype: len(checkpoint.tensors)},
+        license=checkpoint.license,
+    )
+
+
+def _adapter_part(adapter: Adapter, file: str, architecture: str) -> Part:
+    return Part(
+        file=file,
+        kind="adapter",
+        source=adapter.path.name,
+        architecture=architecture,
+        parameters=adapter.parameters,
+        quantization="F32",
+        bytes=4 * adapter.parameters,
+        rank=adapter.rank,
+    )

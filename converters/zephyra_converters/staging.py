@@ -1,0 +1,53 @@
+"""Nothing half-written stands under a final name: work beside it, then rename."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from zephyra_fusion.errors import ZephyraError
+
+
+def check_target(source: Path, target: Path, *, force: bool) -> None:
+    """The target may be written: not there (or `force`), not the source, not inside it, not around it."""
+    here, there = source.resolve(), target.resolve()
+    if there == here or here in there.parents and here.is_dir() or there in here.parents:
+        raise ZephyraError(
+            f"the target {target} is the source, lies inside it or around it", hint="choose another place"
+        )
+    if (target.exists() or target.is_symlink()) and not force:
+        raise ZephyraError(f"{target} exists", hint="--force replaces it")
+    if target.exists() and force and target.is_dir() and any(target.iterdir()) and not _ours(target):
+        raise ZephyraError(f"{target} is a folder that no conversion made", hint="remove it yourself")
+    if not target.parent.is_dir():
+        raise ZephyraError(f"there is no folder {target.parent}")
+
+
+@contextmanager
+def staged(target: Path, *, folder: bool = False) -> Iterator[Path]:
+    """A place beside the target (a file's name, or an empty folder) that becomes the target if all goes well."""
+    place = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        if folder:
+            place.mkdir()
+        yield place
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(place, target)
+    except OSError as error:
+        raise ZephyraError(
+            f"cannot write {error.filename or target}: {error.strerror or error}", hint="nothing was left behind"
+        ) from None
+    finally:
+        if place.is_dir():
+            shutil.rmtree(place, ignore_errors=True)
+        else:
+            place.unlink(missing_ok=True)
+
+
+def _ours(folder: Path) -> bool:
+    """A folder that looks like something converted: replacing it loses nothing that cannot be made again."""
+    return any((folder / name).is_file() for name in ("zephyra.json", "config.json", "adapter_config.json"))

@@ -1,0 +1,109 @@
+"""`zephyra convert`: checkpoints, adapters, routers and whole packs to GGUF, and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from zephyra_cli.commands.options import Json
+from zephyra_fusion.errors import ZephyraError
+
+if TYPE_CHECKING:
+    from zephyra_converters.report import Part, Report
+
+
+def convert(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="A checkpoint, adapter, router or pack folder, or a .gguf file.")
+    ],
+    target: Annotated[
+        Path | None,
+        typer.Argument(metavar="[TARGET]", help="File or folder to write. [default: SOURCE's name here]"),
+    ] = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            "--quantize",
+            "-q",
+            metavar="TYPE",
+            help="F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q4_K_M, … [default: Q8_0; F16 for a lone adapter or router]",
+        ),
+    ] = None,
+    to: Annotated[Literal["gguf", "hf"], typer.Option("--to", help="The format to write.")] = "gguf",
+    base: Annotated[
+        Path | None, typer.Option("--base", metavar="PATH", help="The base of an adapter: folder, pack or .gguf.")
+    ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option("--adapter", metavar="NAME=PATH", help="Make a pack, with this adapter for NAME (repeatable)."),
+    ] = None,
+    router: Annotated[
+        Path | None, typer.Option("--router", metavar="PATH", help="Make a pack, with this router.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="What the result is called.")] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Compare the logits of source and result.")
+    ] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read headers alone: what would be written, how large, what is refused.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing target.")] = False,
+    json: Json = False,
+) -> None:
+    """Convert a checkpoint, an adapter or a whole pack to GGUF, or GGUF back to Hugging Face's format."""
+    from zephyra_converters.convert import Options
+    from zephyra_converters.convert import convert as run
+
+    from zephyra_cli import ui
+    from zephyra_cli.progress import Progress
+
+    adapters = _adapters(adapter or ())
+    with Progress() as progress:
+        options = Options(
+            quantization=quantize,
+            to=to,
+            base=base,
+            adapters=adapters,
+            router=router,
+            name=name,
+            verify=verify,
+            dry_run=dry_run,
+            force=force,
+            progress=progress,
+        )
+        report = run(source, target, options)
+    if json:
+        ui.write_json(report.to_dict())
+        return
+    for warning in report.warnings:
+        ui.note(f"warning: {warning}")
+    ui.write(ui.table([_HEAD, *(_row(report, part) for part in report.parts)], right=(3, 4)))
+    ui.note(f"{'would write' if dry_run else 'wrote'} {report.target}")
+
+
+_HEAD = ("file", "architecture", "type", "parameters", "bytes", "verified")
+
+
+def _row(report: Report, part: Part) -> tuple[str, ...]:
+    proof = part.verification
+    verified = (
+        "not compared"
+        if proof is None
+        else (f"max {proof.max_abs_diff:.1e}, mean {proof.mean_abs_diff:.1e}, top-1 {proof.top1_agreement:.1%}")
+    )
+    size = f"{'~' if report.dry_run else ''}{part.bytes}"
+    return part.file, part.architecture, part.quantization, str(part.parameters), size, verified
+
+
+def _adapters(given: list[str] | tuple[str, ...]) -> dict[str, Path]:
+    adapters: dict[str, Path] = {}
+    for entry in given:
+        name, equals, path = entry.partition("=")
+        if not (name and equals and path):
+            raise ZephyraError(f"--adapter '{entry}' is not NAME=PATH", hint="as in --adapter law=./law")
+        if name in adapters:
+            raise ZephyraError(f"--adapter gives '{name}' twice")
+        adapters[name] = Path(path)
+    return adapters
