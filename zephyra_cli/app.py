@@ -5,26 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from types import FrameType
 from typing import NoReturn
 
+from zephyra_cli import interruption
 from zephyra_fusion.errors import ZephyraError
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: ends as Ctrl-C does, the partial answer kept."""
 
 
 def main() -> NoReturn:
     """Run the command line of this process and leave with the contract's exit status."""
-    status = 130
     try:
-        signal.signal(signal.SIGTERM, _terminate)
-        status = _run(sys.argv[1:])
-        leave(status)
+        interruption.install()
+        leave(_run(sys.argv[1:]))
     except BrokenPipeError:
         end_as_cat()
-    except Terminated:
+    except interruption.Terminated:
         leave(128 + signal.SIGTERM)
     except KeyboardInterrupt:
         leave(130)
@@ -81,7 +75,3 @@ def end_as_cat() -> NoReturn:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGPIPE)
     os._exit(1)
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated

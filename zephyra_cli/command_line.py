@@ -9,11 +9,12 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from zephyra_cli.app import Terminated, end_as_cat, leave
+from zephyra_cli.app import end_as_cat, leave
+from zephyra_cli.interruption import Terminated
 from zephyra_fusion import __version__
 from zephyra_fusion.errors import did_you_mean
 
-COMMANDS = ("generate", "route", "models", "domains", "train")
+COMMANDS = ("generate", "route", "models", "domains", "convert", "train")
 """Each is zephyra_cli/commands/NAME.py with a function (or, for a group, a Typer) of that name in it."""
 
 

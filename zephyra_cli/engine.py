@@ -130,7 +130,14 @@ class Engine:
         if self.classifier is None:
             from zephyra_cli.backends.classifier import LlamaClassifier
 
-            self.classifier = LlamaClassifier(self.pack.path(self.pack.router_file), threads=self.threads)
+            path = self.pack.path(self.pack.router_file)
+            classifier = LlamaClassifier(path, threads=self.threads, max_tokens=router.max_tokens)
+            if tuple(classifier.labels) != router.labels:
+                raise ZephyraError(
+                    f"'{path}' was trained for the labels {', '.join(classifier.labels)}, "
+                    f"the manifest says {', '.join(router.labels)}"
+                )
+            self.classifier = classifier
         start = time.perf_counter()
         logits = self.classifier.logits(router.window(self.backend.encode(prompt)))
         return router.decide(logits, router_ms=1000.0 * (time.perf_counter() - start))

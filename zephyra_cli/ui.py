@@ -6,8 +6,10 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any, TextIO
 
+from zephyra_cli.interruption import deferred
 from zephyra_cli.text import visible
 from zephyra_fusion.errors import ZephyraError
 
@@ -33,13 +35,30 @@ def write(text: str) -> None:
     """A piece of the answer, at once. ZephyraError: stdout is closed or full."""
     if sys.stdout is None:
         raise ZephyraError("standard output is closed")
+    _unsent.extend((visible(text) if sys.stdout.isatty() else text).encode(sys.stdout.encoding, "backslashreplace"))
     try:
-        sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
-        sys.stdout.flush()
+        while _unsent:
+            _send()
     except BrokenPipeError:
         raise
     except OSError as error:
         raise ZephyraError(f"cannot write to standard output: {error.strerror}") from None
+
+
+_unsent = bytearray()  # what an interruption kept from being written; it goes first with the next piece
+
+
+def _send() -> None:
+    """Some bytes, as many as go without waiting. (Python's own buffer loses a piece when a signal interrupts it.)"""
+    if os.name == "nt":
+        size = len(_unsent)
+    else:
+        import select
+
+        select.select([], [sys.stdout], [])
+        size = select.PIPE_BUF
+    with deferred(), suppress(BlockingIOError):
+        del _unsent[: os.write(sys.stdout.fileno(), _unsent[:size])]
 
 
 def write_json(value: Any) -> None:

@@ -24,6 +24,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in [name for name in os.environ if name.startswith("ZEPHYRA_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("ZEPHYRA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("ZEPHYRA_THREADS", "1")  # the tiny model needs no second one, a busy machine pays for it
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "converters")]))
     return tmp_path / "home"
 

@@ -68,7 +68,9 @@ class ScriptedBackend:
             yield Token(STOP, "stop")
         finally:
             self.closed_early = not ended
-            self.usage = GenerationUsage(prompt_tokens=len(prompt), completion_tokens=given, prefill_ms=2.0, decode_ms=4.0)
+            self.usage = GenerationUsage(
+                prompt_tokens=len(prompt), completion_tokens=given, prefill_ms=2.0, decode_ms=4.0
+            )
 
     def logits(self, prompt: Sequence[int]) -> list[list[float]]:
         raise NotImplementedError

@@ -102,7 +102,9 @@ def test_raw_has_no_template(pack: Pack) -> None:
 
 
 def test_max_tokens_and_stop_strings_end_it(pack: Pack) -> None:
-    _, answer = ask(Engine(pack, ScriptedBackend(b"a", b"b", b"c")), "hi", domain="none", params=SamplingParams(max_tokens=2))
+    _, answer = ask(
+        Engine(pack, ScriptedBackend(b"a", b"b", b"c")), "hi", domain="none", params=SamplingParams(max_tokens=2)
+    )
     assert (answer.text, answer.finish_reason, answer.usage.completion_tokens) == ("ab", "length", 2)
     backend = ScriptedBackend(b"a\nU", b"ser: b", b"never")
     _, answer = ask(Engine(pack, backend), "hi", domain="none", stop=("\nUser:",))

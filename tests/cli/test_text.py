@@ -46,7 +46,11 @@ def test_an_empty_stop_string_is_refused() -> None:
         AnswerText(("",))
 
 
-@given(st.text(alphabet="abc", max_size=40), st.lists(st.text(alphabet="abc", min_size=1, max_size=4), max_size=3), st.data())
+@given(
+    st.text(alphabet="abc", max_size=40),
+    st.lists(st.text(alphabet="abc", min_size=1, max_size=4), max_size=3),
+    st.data(),
+)
 def test_streaming_equals_cutting_the_whole_text(text: str, stops: list[str], data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
     pieces = [text[a:b].encode() for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]

@@ -9,7 +9,7 @@ import typer
 
 Prompt = Annotated[
     str | None,
-    typer.Argument(show_default=False, help="The prompt. Standard input is added where it is a pipe or a file."),
+    typer.Argument(metavar="[PROMPT]", help="The prompt. Standard input is added where it is a pipe or a file."),
 ]
 Files = Annotated[
     list[Path] | None, typer.Option("--file", "-f", metavar="PATH", help="Add a text file to the prompt (repeatable).")

@@ -23,7 +23,7 @@ def route(
     json: Json = False,
     offline: Offline = None,
 ) -> None:
-    """Show which domain the router chooses for a prompt, and how sure it is."""
+    """Show what the router makes of a prompt."""
     from zephyra_cli import settings, store, ui
     from zephyra_cli.engine import Engine, route_dict
     from zephyra_cli.prompt import read_prompt

@@ -9,14 +9,17 @@ import typer
 
 
 def train(
-    stage: Annotated[Literal["tokenizer", "base", "adapter", "router"], typer.Argument(help="What to train.")],
+    stage: Annotated[
+        Literal["tokenizer", "base", "adapter", "router"],
+        typer.Argument(metavar="tokenizer|base|adapter|router", help="What to train."),
+    ],
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="Data, shape and schedule.")],
     set: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe (repeatable).")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
 ) -> None:
-    """Train the tokenizer, the base, an adapter or the router from a recipe."""
+    """Train a part of a model from a recipe."""
     from importlib.util import find_spec
 
     from zephyra_fusion.errors import ZephyraError
