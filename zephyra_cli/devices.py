@@ -11,6 +11,7 @@ from pathlib import Path
 
 _CPUINFO = Path("/proc/cpuinfo")
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
+_OWN_GROUPS = Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +129,7 @@ def _nvidia_smi() -> list[str]:
 
 def _control_groups(controller: str) -> Iterator[Path]:
     """The folders of this process's control groups from its own up to the root, version 2 and version 1."""
-    for line in _lines(Path("/proc/self/cgroup")):
+    for line in _lines(_OWN_GROUPS):
         _, controllers, name = (line.split(":", 2) + ["", ""])[:3]
         if controllers and controller not in controllers.split(","):
             continue
