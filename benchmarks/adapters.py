@@ -1,0 +1,95 @@
+"""Is every specialist worth switching on? Perplexity of held-out answers, domains × adapters.
+
+Loss over the response and its end token given the chat prompt, in the llama.cpp backend, on the same drawn records for
+every column. `auto` takes, prompt by prompt, what the router decides; its yardstick is the domain's own adapter always
+(the base for chat).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from likelihood import Example, Loss, examples, loss, total
+from report import Report
+from subject import CHAT, Subject, arguments
+
+if TYPE_CHECKING:
+    from zephyra_cli.engine import Engine
+
+BASE, AUTO = "base", "auto"
+Mix = tuple[tuple[str, float], ...]
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--limit", type=int, default=150, help="records of a domain (default: %(default)s)")
+    options = parser.parse_args()
+    subject = Subject.of(options)
+    pack, engine = subject.pack, subject.engine()
+    for name, adapter in pack.adapters.items():
+        engine.backend.add_adapter(name, pack.path(adapter.file))
+    report = Report("adapters", f"{pack.name}, {options.limit} records a domain")
+    columns: dict[str, Mix] = {BASE: (), **{name: ((name, 1.0),) for name in pack.adapters}}
+    matrix: dict[str, dict[str, Loss]] = {}
+    for domain in [*subject.own_domains, CHAT]:
+        records = subject.valid(domain, options.limit)
+        asked = examples(records, pack, engine.backend)
+        by_mix = {mix: _losses(engine, mix, asked) for mix in columns.values()}
+        matrix[domain] = {name: total(by_mix[mix]) for name, mix in columns.items()}
+        if pack.router is not None:
+            decided = [tuple(engine.route(record["prompt"]).weights.items()) for record in records]
+            matrix[domain][AUTO] = _chosen(engine, decided, asked, by_mix)
+    _show(report, matrix)
+    report.finish(options.json)
+
+
+def _losses(engine: Engine, mix: Mix, asked: Sequence[Example]) -> list[Loss]:
+    engine.backend.set_adapters(dict(mix))
+    return [loss(engine.backend, example) for example in asked]
+
+
+def _chosen(
+    engine: Engine, decided: Sequence[Mix], asked: Sequence[Example], by_mix: Mapping[Mix, Sequence[Loss]]
+) -> Loss:
+    """Every example under the mix that was decided for it; mixes without a column are computed."""
+    sum_of = Loss()
+    for index, (mix, example) in enumerate(zip(decided, asked, strict=True)):
+        sum_of += by_mix[mix][index] if mix in by_mix else _losses(engine, mix, [example])[0]
+    return sum_of
+
+
+def _show(report: Report, matrix: Mapping[str, Mapping[str, Loss]]) -> None:
+    columns = list(next(iter(matrix.values())))
+    rows = [[domain, *(losses[name].perplexity for name in columns)] for domain, losses in matrix.items()]
+    report.table("perplexity of answers (rows) under adapters (columns)", ["", *columns], rows)
+    domains = [domain for domain in matrix if domain != CHAT]
+    gains, best = {}, {}
+    for domain in domains:
+        losses = matrix[domain]
+        gains[domain] = 1.0 - losses[domain].perplexity / losses[BASE].perplexity
+        best[domain] = min((name for name in losses if name != AUTO), key=lambda name: losses[name].perplexity)
+        report.figure(f"gain_{domain}", f"{domain}: less perplexity than base", gains[domain], unit="%", at_least=0.15)
+    own_best = [best[domain] == domain for domain in domains]
+    report.figure("own_best", "domains whose own adapter is the best", sum(own_best), at_least=len(domains))
+    for domain in domains:
+        if best[domain] != domain:
+            print(f"{domain}: '{best[domain]}' is better than its own adapter")
+    if AUTO in columns:
+        _show_auto(report, matrix)
+
+
+def _show_auto(report: Report, matrix: Mapping[str, Mapping[str, Loss]]) -> None:
+    def lost(pairs: Sequence[tuple[Loss, Loss]]) -> float:
+        return total([a for a, _ in pairs]).perplexity / total([o for _, o in pairs]).perplexity - 1.0
+
+    pairs = {d: (losses[AUTO], losses[BASE if d == CHAT else d]) for d, losses in matrix.items()}
+    inside = [pair for domain, pair in pairs.items() if domain != CHAT]
+    report.figure("auto_loss", "auto: more perplexity than the right adapter", lost(inside), unit="%", at_most=0.01)
+    report.figure("auto_loss_chat", "  chat included", lost(list(pairs.values())), unit="%")
+    worst = max(pairs, key=lambda domain: lost([pairs[domain]]))
+    report.figure("auto_loss_worst", f"  the worst ({worst})", lost([pairs[worst]]), unit="%")
+
+
+if __name__ == "__main__":
+    main()

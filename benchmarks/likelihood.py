@@ -1,0 +1,69 @@
+"""How likely a model finds given answers: teacher-forced, through the llama.cpp backend."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zephyra_cli.backends.protocol import Backend
+    from zephyra_cli.pack import Pack
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids of a rendered prompt, and of the response with what ends it."""
+
+    prompt: list[int]
+    response: list[int]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Negative log-likelihood in nats over a number of tokens; losses add up."""
+
+    nats: float = 0.0
+    tokens: int = 0
+
+    def __add__(self, other: Loss) -> Loss:
+        return Loss(self.nats + other.nats, self.tokens + other.tokens)
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.nats / self.tokens)
+
+
+def examples(records: Sequence[dict[str, Any]], pack: Pack, backend: Backend) -> list[Example]:
+    """As in training: the chat's prompt, then the response and its end token. Too long ones lose the response's end."""
+    from zephyra_cli.text import encode
+    from zephyra_fusion.chat import ZEPHYRA
+    from zephyra_fusion.types import Message
+
+    chat = pack.chat or ZEPHYRA
+    end = backend.encode(chat.after["assistant"], special=True)
+    made = []
+    for record in records:
+        prompt = encode(chat.render([Message("user", record["prompt"])]), backend)
+        room = backend.context_length - len(prompt)
+        if room > 0:
+            made.append(Example(prompt, [*backend.encode(record["response"]), *end][:room]))
+    return made
+
+
+def loss(backend: Backend, example: Example) -> Loss:
+    """Of the response's tokens under the adapters that are set."""
+    import numpy as np
+
+    ids = [*example.prompt, *example.response]
+    rows = backend.logits(ids[:-1])[len(example.prompt) - 1 :]
+    logits = np.stack([np.frombuffer(row, np.float32) for row in rows])  # [response, vocabulary]
+    logits -= logits.max(axis=1, keepdims=True)
+    chosen = logits[np.arange(len(rows)), example.response]
+    nats = np.log(np.exp(logits, out=logits).sum(axis=1)) - chosen
+    return Loss(float(nats.sum(dtype=np.float64)), len(rows))
+
+
+def total(losses: Sequence[Loss]) -> Loss:
+    return sum(losses, Loss())

@@ -1,0 +1,1 @@
+"""How right is an answer? One file a kind of answer; pure functions, tested."""
