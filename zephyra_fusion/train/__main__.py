@@ -1,4 +1,4 @@
-"""`python -m zephyra_fusion.train STAGE RECIPE [--set key=value …] [--resume]`: training without the command line tool."""
+"""`python -m zephyra_fusion.train STAGE RECIPE [--set key=value …] [--resume]`."""
 
 from __future__ import annotations
 

@@ -60,8 +60,11 @@ def train_base(recipe: BaseRecipe, resume: bool, report: Report | None) -> Path:
 
     names = sorted({name for phase in recipe.phases for name in phase.mixture})
     sources = {name: load(name) for name in names}
-    held_out = {name: Mixture({name: load(name, "valid")}, {name: 1}, length=256, seed=0, pad=pad).batch(16)
-                for name in recipe.validation}  # fmt: skip
+    length = recipe.phases[0].sequence_length
+    held_out = {
+        name: Mixture({name: load(name, "valid")}, {name: 1}, length=length, seed=0, pad=pad).batch(16)
+        for name in recipe.validation
+    }
     plain_loss = language_model_loss(model)
     loss = torch.compile(plain_loss) if recipe.compile else plain_loss
 

@@ -37,9 +37,11 @@ def pick_device(name: str) -> torch.device:
     if name not in ("cpu", "cuda", "mps"):
         raise ZephyraError(f"device is '{name}', known: auto, cpu, cuda, mps")
     if name == "cuda" and not torch.cuda.is_available():
-        raise ZephyraError("device is 'cuda', but PyTorch sees no CUDA device", hint="device = \"auto\" takes what is there")
+        raise ZephyraError(
+            "device is 'cuda', but PyTorch sees no CUDA device", hint='device = "auto" takes what is there'
+        )
     if name == "mps" and not torch.backends.mps.is_available():
-        raise ZephyraError("device is 'mps', but PyTorch sees no Apple GPU", hint="device = \"auto\" takes what is there")
+        raise ZephyraError("device is 'mps', but PyTorch sees no Apple GPU", hint='device = "auto" takes what is there')
     return torch.device(name)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -97,8 +98,11 @@ class Loop:
                     parameter.copy_(state["model"][name])
             for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(values)
-        except (RuntimeError, KeyError, ValueError, EOFError, OSError) as error:
-            raise ZephyraError(f"{self.checkpoint} cannot be resumed: {error}", hint="start without --resume") from None
+        except (RuntimeError, KeyError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
+            cause = str(error).splitlines()[0]
+            raise ZephyraError(
+                f"cannot resume from {self.checkpoint}: {cause}", hint="start without --resume"
+            ) from None
         self.step = int(state["step"])
         return True
 
@@ -129,7 +133,9 @@ class Loop:
                 loss, norm = self._step(micro, learning_rate(phases, done - 1))
                 self.step = done
                 if not math.isfinite(loss):
-                    raise ZephyraError(f"the loss is {loss} at step {done}", hint="lower the learning rate and --resume")
+                    raise ZephyraError(
+                        f"the loss is {loss} at step {done}", hint="lower the learning rate and --resume"
+                    )
                 tokens = sum(inputs.numel() for inputs, _ in micro)
                 rate = tokens / (time.monotonic() - begun)
                 values: dict[str, Any] = {"step": done, "loss": loss, "grad_norm": norm, "tokens_per_second": rate}

@@ -30,7 +30,7 @@ def orthogonalize(gradient: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalized; the step's size is matched to the matrix's shape. (torch.optim.Muon forces bfloat16.)"""
+    """Momentum, orthogonalized; the step's size is matched to the matrix's shape (torch's own forces bfloat16)."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})

@@ -1,0 +1,164 @@
+"""The whole way from texts to a base, adapters and a router, on a data folder of a few kilobytes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from zephyra_fusion.checkpoint import load_adapter, load_checkpoint
+from zephyra_fusion.errors import ZephyraError
+from zephyra_fusion.lora import set_adapters
+from zephyra_fusion.router_model import load_router
+from zephyra_fusion.tokenizer import Tokenizer
+from zephyra_fusion.train import stages
+
+TOKENIZER = """
+data = "{data}"
+output = "{runs}/tokenizer"
+vocab_size = 320
+[sources]
+"pretrain/books" = 1
+"domains/shell" = 1
+"""
+BASE = """
+data = "{data}"
+output = "{runs}/base"
+tokenizer = "{runs}/tokenizer"
+validation = ["chat"]
+compile = false
+device = "cpu"
+checkpoint_every = 20
+eval_every = 20
+optimizer = {{ lr = 0.02 }}
+[model]
+hidden_size = 32
+num_hidden_layers = 2
+num_attention_heads = 2
+num_key_value_heads = 1
+intermediate_size = 64
+head_dim = 16
+qk_norm = true
+max_position_embeddings = 64
+[[phases]]
+steps = 40
+sequence_length = 32
+batch_size = 4
+accumulation = 2
+warmup_steps = 2
+mixture = {{ "pretrain/books" = 1, "domains/sql" = 1 }}
+[[phases]]
+steps = 3
+sequence_length = 64
+batch_size = 2
+decay = "linear"
+mixture = {{ "chat" = 1 }}
+"""
+ADAPTER = """
+data = "{data}"
+output = "{runs}/adapters"
+base = "{runs}/base"
+compile = false
+device = "cpu"
+sequence_length = 32
+batch_size = 8
+warmup_steps = 2
+domains = {{ shell = 40, sql = 3 }}
+lora = {{ r = 8, lora_alpha = 32 }}
+optimizer = {{ matrix_optimizer = "adamw", lr = 0.05 }}
+"""
+ROUTER = """
+data = "{data}"
+output = "{runs}/router"
+tokenizer = "{runs}/tokenizer"
+labels = ["shell", "sql", "none"]
+threshold_set = "router/ood_dev"
+none_sources = {{ chat = 40, "pretrain/books" = 20 }}
+steps = 60
+batch_size = 16
+lr = 0.01
+warmup_steps = 40
+device = "cpu"
+model = {{ hidden_size = 16, num_hidden_layers = 1, num_attention_heads = 2, intermediate_size = 16 }}
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    for name, text in {"tokenizer": TOKENIZER, "base": BASE, "adapter": ADAPTER, "router": ROUTER}.items():
+        (folder / f"{name}.toml").write_text(text.format(data=data, runs=folder))
+        stages.run(name, folder / f"{name}.toml")
+    return folder
+
+
+def losses(path: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in path.read_text().splitlines()]
+
+
+def test_every_stage_leaves_what_the_next_one_reads(runs: Path) -> None:
+    model = load_checkpoint(runs / "base")
+    assert model.config.vocab_size == Tokenizer(runs / "tokenizer" / "tokenizer.json").vocab_size == 320
+    assert json.loads((runs / "base" / "config.json").read_text())["architectures"] == ["Qwen3ForCausalLM"]
+    for name in ("shell", "sql"):
+        load_adapter(model, name, runs / "adapters" / name)
+    ids = torch.randint(6, 320, (1, 9))
+    base = model(ids)
+    set_adapters(model, {"shell": 1.0})
+    assert not torch.equal(model(ids), base)
+
+
+def test_the_loss_falls(runs: Path) -> None:
+    for path in ("base/base.metrics.jsonl", "adapters/shell/shell.metrics.jsonl"):
+        measured = losses(runs / path)
+        assert len(measured) >= 40
+        assert measured[-1] < 0.9 * measured[0], path
+
+
+def test_a_resumed_run_ends_with_the_same_bits(runs: Path, data: Path, tmp_path: Path) -> None:
+    straight = load_checkpoint(runs / "base").state_dict()
+    recipe = runs / "base.toml"
+    with pytest.raises(RuntimeError, match="power cut"):
+        stages.run("base", recipe, [f"output={tmp_path}"], report=_power_cut_at(25))
+    stages.run("base", recipe, [f"output={tmp_path}"], resume=True)
+    resumed = load_checkpoint(tmp_path).state_dict()
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    assert len(losses(tmp_path / "base.metrics.jsonl")) == 43
+
+
+def _power_cut_at(step: int):  # type: ignore[no-untyped-def]
+    def report(progress):  # type: ignore[no-untyped-def]
+        if progress.step == step:
+            raise RuntimeError("power cut")
+
+    return report
+
+
+def test_a_foreign_checkpoint_is_not_resumed(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "base.resume.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(Exception, match="resume") as error:
+        stages.run("base", runs / "base.toml", [f"output={tmp_path}"], resume=True)
+    assert isinstance(error.value, ZephyraError)
+
+
+def test_the_router_learns_and_is_calibrated(runs: Path) -> None:
+    router = load_router(runs / "router")
+    tokenizer = Tokenizer(runs / "tokenizer" / "tokenizer.json")
+    ids = torch.tensor([tokenizer.encode("SELECT the name of all table")])
+    probabilities = (router(ids, ids >= 0) / router.config.temperature).softmax(-1)[0]
+    assert router.config.labels[int(probabilities.argmax())] == "sql"
+    assert 0.0 <= router.config.threshold < 1.0
+
+
+def test_unknown_stages_and_keys_are_named(runs: Path) -> None:
+    with pytest.raises(ZephyraError, match="unknown training stage 'bass'"):
+        stages.run("bass", runs / "base.toml")
+    with pytest.raises(ZephyraError, match="unknown key 'stepz'") as error:
+        stages.run("router", runs / "router.toml", ["stepz=3"])
+    assert "steps" in str(error.value.hint)
+    with pytest.raises(ZephyraError, match=r"steps is 'many', must be int"):
+        stages.run("router", runs / "router.toml", ["steps=many"])
+    with pytest.raises(ZephyraError, match="no source 'domains/cooking'"):
+        stages.run("adapter", runs / "adapter.toml", ["domains={cooking = 1}", f"output={runs}/other"])

@@ -1,0 +1,66 @@
+"""What the router learns from: prompts with the name of their domain, and text of no domain."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from zephyra_fusion.train.config import RouterRecipe
+from zephyra_fusion.train.sources import read_records
+
+NONE = "none"
+_LEADS = ("please ", "hey, ", "hi, ", "can you help? ", "I need help: ", "quick question: ", "could you ", "so, ")
+_TAILS = (" please", " thanks", " thank you", " asap", "?", ".", " now", " for me", " today")
+
+
+def labelled_prompts(recipe: RouterRecipe) -> dict[str, list[str]]:
+    """Training prompts by label; `none` gets the prompts and sentences of `none_sources`."""
+    data = Path(recipe.data)
+    prompts: dict[str, list[str]] = {label: [] for label in recipe.labels}
+    for label in recipe.labels:
+        if label != NONE:
+            prompts[label] = [r.prompt for r in read_records(data, f"domains/{label}") if r.prompt]
+    chance = random.Random(recipe.seed)
+    for name, count in recipe.none_sources.items():
+        texts = [r.prompt if r.prompt else sentence(r.text, chance) for r in read_records(data, name)]
+        chance.shuffle(texts)
+        prompts[NONE] += texts[:count]
+    return prompts
+
+
+def sentence(text: str, chance: random.Random) -> str:
+    """One to three consecutive sentences from anywhere in the text, without a speaker's label."""
+    parts = [p for p in re.split(r"(?<=[.!?])\s+|\n+", text[:20000]) if len(p) > 8] or [text[:200]]
+    start = chance.randrange(len(parts))
+    words = " ".join(parts[start : start + chance.choice((1, 1, 1, 2, 3))])
+    return re.sub(r"^[AB]: ", "", words)
+
+
+def disturb(prompt: str, chance: random.Random) -> str:
+    """The prompt as people would type it: other case, no punctuation, a typo, a polite frame."""
+    kind = chance.random()
+    if kind < 0.15:
+        prompt = prompt.lower()
+    elif kind < 0.25:
+        prompt = prompt.rstrip("?.!:")
+    elif kind < 0.40:
+        prompt = chance.choice(_LEADS) + prompt[:1].lower() + prompt[1:]
+    elif kind < 0.50:
+        prompt = prompt.rstrip("?.!") + chance.choice(_TAILS)
+    elif kind < 0.60:
+        prompt = prompt[:1].lower() + prompt[1:]
+    if chance.random() < 0.2 and len(prompt) > 12:
+        for _ in range(chance.choice((1, 1, 2))):
+            at = chance.randrange(1, len(prompt) - 2)
+            swap, drop = prompt[at + 1] + prompt[at], prompt[at + 1]
+            prompt = prompt[:at] + chance.choice((swap, drop)) + prompt[at + 2 :]
+    return prompt
+
+
+def truncate(ids: Sequence[int], limit: int) -> list[int]:
+    """The first and the last half of `limit` ids: where a prompt says what it wants."""
+    if len(ids) <= limit:
+        return list(ids)
+    return [*ids[: limit // 2], *ids[len(ids) - (limit - limit // 2) :]]
