@@ -171,7 +171,7 @@ class Engine:
         except KeyboardInterrupt as caught:
             finish_reason, interruption = "interrupted", caught
         finally:
-            tokens.close()  # type: ignore[attr-defined]  # an iterator that is a generator
+            tokens.close()
         if piece := text.finish():
             pieces.append(piece)
             yield piece

@@ -21,12 +21,12 @@ _NO_VOCABULARY = ("none", "no_vocab")
 
 def check_model(path: Path | str) -> GGUFHeader:
     """The header of a language model that llama.cpp can load and run; ZephyraError names everything that is wrong."""
-    return _check(path, DECODERS, "language model")
+    return _check(read_header(path), DECODERS, "language model")
 
 
 def check_classifier(path: Path | str) -> GGUFHeader:
     """The header of a sequence classifier (the router) that llama.cpp can load and run."""
-    return _check(path, CLASSIFIERS, "classifier")
+    return _check(read_header(path), CLASSIFIERS, "classifier")
 
 
 def check_gguf(path: Path | str, *, base: GGUFHeader | None = None) -> GGUFHeader:
@@ -38,21 +38,22 @@ def check_gguf(path: Path | str, *, base: GGUFHeader | None = None) -> GGUFHeade
         if base is None:
             raise ZephyraError(f"{path} is an adapter and no model", hint="name the base it belongs to")
         return check_adapter(path, base)
-    return (check_classifier if header.architecture in CLASSIFIERS else check_model)(path)
+    if header.architecture in CLASSIFIERS:
+        return _check(header, CLASSIFIERS, "classifier")
+    return _check(header, DECODERS, "language model")
 
 
-def _check(path: Path | str, known: Mapping[str, Architecture], wanted: str) -> GGUFHeader:
-    header = read_header(path)
+def _check(header: GGUFHeader, known: Mapping[str, Architecture], wanted: str) -> GGUFHeader:
     if header.metadata.get("general.type", "model") != "model":
-        raise ZephyraError(f"{path} is of the type '{header.metadata['general.type']}', wanted is a {wanted}")
+        raise ZephyraError(f"{header.path} is of the type '{header.metadata['general.type']}', wanted is a {wanted}")
     name = header.architecture
     if name not in known:
         other = "a classifier" if name in CLASSIFIERS else f"a model of the architecture '{name}'"
-        raise ZephyraError(f"{path} is {other}, wanted is a {wanted}", hint=did_you_mean(name, known))
+        raise ZephyraError(f"{header.path} is {other}, wanted is a {wanted}", hint=did_you_mean(name, known))
     if faults := list(_Inspection(header, known[name]).faults()):
         shown = "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else "")
         raise ZephyraError(
-            f"{path} cannot be loaded safely ({name}): {shown}", hint="convert it again with `zephyra convert`"
+            f"{header.path} cannot be loaded safely ({name}): {shown}", hint="convert it again with `zephyra convert`"
         )
     return header
 

@@ -179,13 +179,24 @@ def odd_models(make: Make, metadata: dict[str, Any], tensors: dict[str, Any], fo
 RUN = """
 import sys
 from pathlib import Path
+from zephyra_cli.backends.classifier import LlamaClassifier
 from zephyra_cli.backends.llama import LlamaBackend
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.types import SamplingParams
+kind, base = sys.argv[1], Path(sys.argv[2])
 for line in sys.stdin:
-    print(line.strip(), flush=True)
+    path = Path(line.strip())
+    print(path, flush=True)
     try:
-        backend = LlamaBackend(Path(line.strip()), threads=1)
+        if kind == "router":
+            classifier = LlamaClassifier(path, threads=1)
+            classifier.logits(list(range(40)))
+            classifier.close()
+            continue
+        backend = LlamaBackend(path if kind == "model" else base, threads=1)
+        if kind == "adapter":
+            backend.add_adapter("x", path)
+            backend.set_adapters({"x": 0.5})
         ids = backend.encode("the heart of <|end|> naïve \\x00\\U0001F600") or [0]
         for params in SamplingParams(max_tokens=4), SamplingParams(max_tokens=4, temperature=1.0, repeat_penalty=1.3):
             [backend.token_bytes(token.id) for token in backend.generate(ids, params)]
@@ -195,13 +206,12 @@ for line in sys.stdin:
 """
 
 
-def survive(paths: list[Path]) -> None:
+def survive(paths: list[Path], kind: str = "model", base: Path = Path()) -> None:
     """Load and run every file in a child; a dead child is a failure that names the file."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(
-        [sys.executable, "-c", RUN], input="\n".join(map(str, paths)), env=environment, capture_output=True, text=True,
-        timeout=120,
-    )  # fmt: skip
+    command = [sys.executable, "-c", RUN, kind, str(base)]
+    files = "\n".join(map(str, paths))
+    done = subprocess.run(command, input=files, env=environment, capture_output=True, text=True, timeout=120)
     last = done.stdout.splitlines()[-1] if done.stdout else "nothing"
     assert done.returncode == 0, f"status {done.returncode} at {last}: {done.stderr[-2000:]}"
     assert len(done.stdout.splitlines()) == len(paths)
@@ -221,23 +231,29 @@ def test_llama_survives_every_odd_model_that_is_accepted(
     survive(paths)
 
 
-def test_llama_survives_random_damage_that_is_accepted(tiny_gguf: Path, tmp_path: Path) -> None:
-    data, dice = tiny_gguf.read_bytes(), random.Random(8)
-    header_end = min(tensor.offset for tensor in read_header(tiny_gguf).tensors.values())
-    interesting = data.index(b"tokenizer.ggml.tokens")  # before: the model's own keys
+@pytest.mark.parametrize("kind", ["model", "adapter", "router"])
+def test_llama_survives_random_damage_that_is_accepted(
+    kind: str, tiny_gguf: Path, tiny_adapters: dict[str, Path], tiny_router: Path, tmp_path: Path
+) -> None:
+    source = {"model": tiny_gguf, "adapter": tiny_adapters["b"], "router": tiny_router}[kind]
+    data, dice, base = source.read_bytes(), random.Random(8), check_model(tiny_gguf)
+    tensors = read_header(source).tensors
+    header_end = min(tensor.offset for tensor in tensors.values())
+    keys_end = data.index(b"tokenizer.ggml.tokens") if kind == "model" else header_end
+    tensors_begin = header_end - 80 * len(tensors)
     accepted = []
-    for serial in range(500):
+    for serial in range(300):
         damaged = bytearray(data)
-        start, end = dice.choice(((24, interesting), (24, header_end), (header_end - 1600, header_end)))
+        start, end = dice.choice(((24, keys_end), (24, header_end), (tensors_begin, header_end)))
         damaged[dice.randrange(start, end)] = dice.randrange(256)
         path = tmp_path / f"{serial:04d}.gguf"
         path.write_bytes(damaged)
         began = time.perf_counter()
         try:
-            check_model(path)
+            check_gguf(path, base=base)
             accepted.append(path)
         except ZephyraError:
             path.unlink()
         assert time.perf_counter() - began < 2
-    assert len(accepted) > 50
-    survive(accepted)
+    assert len(accepted) > 10
+    survive(accepted, kind, tiny_gguf)

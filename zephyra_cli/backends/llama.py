@@ -7,7 +7,7 @@ import math
 import os
 import time
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -150,7 +150,7 @@ class LlamaBackend:
         self._mix = tuple(sorted(checked.items()))
         return 1000 * (time.perf_counter() - start)
 
-    def generate(self, prompt: Sequence[int], params: SamplingParams) -> Iterator[Token]:
+    def generate(self, prompt: Sequence[int], params: SamplingParams) -> Generator[Token, None, None]:
         self._check_prompt(prompt, room=1)
         self._turn += 1
         turn, clock = self._turn, time.perf_counter
@@ -165,7 +165,7 @@ class LlamaBackend:
             for at in range(cached, len(prompt), context.n_batch):
                 context.decode(prompt[at : at + context.n_batch])
             prefill_ms = 1000 * (clock() - began)
-            if math.isnan(sum(context.logits(-1, self.vocab_size))):
+            if math.isnan(sum(context.logits(-1, self.vocab_size)[:])):
                 raise ZephyraError(f"{self._header.path} computes no numbers (NaN)", hint="its weights are damaged")
             while True:
                 token = sampler.sample(context.handle)

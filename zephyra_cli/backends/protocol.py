@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -48,10 +48,13 @@ class Backend(Protocol):
     context_length: int
     """Most tokens that prompt and answer may have together."""
     vocab_size: int
-    stop_ids: frozenset[int]
-    """Ids that end an answer: the vocabulary's own end-of-generation set."""
     usage: GenerationUsage
     """Of the last `generate`."""
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids that end an answer: the vocabulary's own end-of-generation set."""
+        ...
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Token ids of `text`, nothing added. Control tokens are only recognised with `special`.
@@ -79,7 +82,7 @@ class Backend(Protocol):
         """
         ...
 
-    def generate(self, prompt: Sequence[int], params: SamplingParams) -> Iterator[Token]:
+    def generate(self, prompt: Sequence[int], params: SamplingParams) -> Generator[Token, None, None]:
         """Continue `prompt`: yields each token as it is chosen, the last one with its `finish_reason`.
 
         `stop`: the token is one of `stop_ids` (it is yielded too, and is not part of the text). `length`:

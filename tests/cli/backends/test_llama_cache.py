@@ -84,7 +84,7 @@ def test_every_answer_is_a_cold_backends_answer(warm: LlamaBackend, cold_answer:
             tokens.append(token.id)
             if len(tokens) == stop_after:
                 break
-        generator.close()  # type: ignore[attr-defined]
+        generator.close()
         cached += warm.usage.cached_tokens
         expected, logits = cold_answer(mix, prompt, len(tokens))
         assert tokens == expected
