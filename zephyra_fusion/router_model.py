@@ -76,10 +76,9 @@ class RouterFeedForward(nn.Module):
 class RouterLayer(nn.Module):
     def __init__(self, config: RouterConfig, first: bool) -> None:
         super().__init__()
-        norm = {"eps": config.norm_eps, "bias": False}
-        self.attn_norm = nn.Identity() if first else nn.LayerNorm(config.hidden_size, **norm)
+        self.attn_norm = nn.Identity() if first else nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=False)
         self.attn = RouterAttention(config)
-        self.mlp_norm = nn.LayerNorm(config.hidden_size, **norm)
+        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=False)
         self.mlp = RouterFeedForward(config)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
@@ -87,24 +86,25 @@ class RouterLayer(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-class RouterModel(nn.Module):
-    """Token ids `[B, T]` and a mask (True = token) to class logits `[B, labels]`."""
-
-    def __init__(self, config: RouterConfig, dropout: float = 0.0) -> None:
+class RouterEmbeddings(nn.Module):
+    def __init__(self, config: RouterConfig) -> None:
         super().__init__()
-        norm = {"eps": config.norm_eps, "bias": False}
-        self.config = config
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=False)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.norm(self.tok_embeddings(input_ids))
+
+
+class RouterEncoder(nn.Module):
+    """Token ids `[B, T]` to states `[B, T, hidden]`; every token sees every other one of its row."""
+
+    def __init__(self, config: RouterConfig, dropout: float) -> None:
+        super().__init__()
+        self.embeddings = RouterEmbeddings(config)
+        self.layers = nn.ModuleList(RouterLayer(config, n == 0) for n in range(config.num_hidden_layers))
+        self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=False)
         self.dropout = nn.Dropout(dropout)
-        self.model = nn.Module()
-        self.model.embeddings = nn.Module()
-        self.model.embeddings.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.model.embeddings.norm = nn.LayerNorm(config.hidden_size, **norm)
-        self.model.layers = nn.ModuleList(RouterLayer(config, n == 0) for n in range(config.num_hidden_layers))
-        self.model.final_norm = nn.LayerNorm(config.hidden_size, **norm)
-        self.head = nn.Module()
-        self.head.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.head.norm = nn.LayerNorm(config.hidden_size, **norm)
-        self.classifier = nn.Linear(config.hidden_size, len(config.labels))
         dim = config.hidden_size // config.num_attention_heads
         frequencies = config.rope_theta ** -(torch.arange(0, dim, 2).float() / dim)
         self.register_buffer("frequencies", frequencies, persistent=False)
@@ -113,16 +113,38 @@ class RouterModel(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         angles = torch.arange(input_ids.shape[1], device=input_ids.device)[:, None] * self.frequencies
         angles = torch.cat((angles, angles), dim=-1)
-        cos, sin = angles.cos(), angles.sin()
-        mask = attention_mask[:, None, None, :]
-        x = self.dropout(self.model.embeddings.norm(self.model.embeddings.tok_embeddings(input_ids)))
-        for layer in self.model.layers:
-            x = layer(x, cos, sin, mask)
-        x = self.model.final_norm(x)
-        kept = attention_mask[:, :, None].to(x.dtype)
-        pooled = (x * kept).sum(1) / kept.sum(1)
-        pooled = self.head.norm(functional.gelu(self.head.dense(pooled), approximate="tanh"))
-        return self.classifier(self.dropout(pooled))
+        x = self.dropout(self.embeddings(input_ids))
+        for layer in self.layers:
+            x = layer(x, angles.cos(), angles.sin(), attention_mask[:, None, None, :])
+        return self.final_norm(x)
+
+
+class RouterHead(nn.Module):
+    def __init__(self, config: RouterConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=False)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return self.norm(functional.gelu(self.dense(pooled), approximate="tanh"))
+
+
+class RouterModel(nn.Module):
+    """Token ids `[B, T]` and a mask (True = token) to class logits `[B, labels]`."""
+
+    def __init__(self, config: RouterConfig, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.config = config
+        self.model = RouterEncoder(config, dropout)
+        self.head = RouterHead(config)
+        self.classifier = nn.Linear(config.hidden_size, len(config.labels))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        states = self.model(input_ids, attention_mask)
+        kept = attention_mask[:, :, None].to(states.dtype)
+        pooled = (states * kept).sum(1) / kept.sum(1)
+        return self.classifier(self.dropout(self.head(pooled)))
 
 
 def save_router(model: RouterModel, config: RouterConfig, folder: Path) -> None:

@@ -56,7 +56,8 @@ def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.opt
     trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     if config.matrix_optimizer not in ("muon", "adamw"):
         raise ZephyraError(f"matrix_optimizer is '{config.matrix_optimizer}', known: muon, adamw")
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in trainable:
         hidden = parameter.dim() == 2 and "embed" not in name and "lm_head" not in name
         (matrices if hidden and config.matrix_optimizer == "muon" else rest).append(parameter)
