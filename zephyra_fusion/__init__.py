@@ -11,15 +11,21 @@ from typing import Any
 __version__ = "0.1.0"
 
 _EXPORTS = {  # name: module that defines it
+    "AdaptiveInput": "layers.embedding",
     "ChatTemplate": "chat",
     "FusionConfig": "config",
     "Message": "types",
+    "MultiHeadAttention": "layers.attention",
+    "PositionwiseFeedForward": "layers.feed_forward",
     "Route": "types",
     "Router": "router",
     "SamplingParams": "types",
+    "ScaledDotProductAttention": "layers.scaled_dot_product",
     "Segment": "types",
     "Token": "types",
     "ZephyraError": "errors",
+    "ZephyraFusion": "model",
+    "ZephyraFusionBlock": "layers.block",
 }
 
 __all__ = ["__version__", *_EXPORTS]  # noqa: PLE0604

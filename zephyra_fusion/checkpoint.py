@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from zephyra_fusion import config_json
 from zephyra_fusion.chat import ASSISTANT, END, END_OF_TEXT, PAD, SYSTEM, USER, ZEPHYRA_JINJA
@@ -41,6 +41,23 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
+# Mixtral's words for what is called mlp.experts everywhere else
+MIXTRAL = (("block_sparse_moe.", "mlp."), (".w1.", ".gate_proj."), (".w3.", ".up_proj."), (".w2.", ".down_proj."))
+
+
+def home_name(name: str) -> str:
+    """Qwen3-MoE's name, which is ours, of a tensor that may carry Mixtral's."""
+    for theirs, ours in MIXTRAL if ".block_sparse_moe." in name else ():
+        name = name.replace(theirs, ours)
+    return name
+
+
+def mixtral_name(name: str) -> str:
+    for theirs, ours in MIXTRAL if ".mlp." in name else ():
+        name = name.replace(ours, theirs)
+    return name
+
+
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     partial = path.with_name(path.name + ".partial")
     save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, partial, metadata={"format": "pt"})
@@ -62,6 +79,8 @@ def save_checkpoint(model: ZephyraFusion, folder: Path, *, tokenizer: Path | Non
     tensors = {n: t for n, t in model.state_dict().items() if ".lora_" not in n}
     if model.config.tie_word_embeddings:
         tensors.pop("lm_head.weight")
+    if config_json.dialect_of(model.config) == "mixtral":
+        tensors = {mixtral_name(n): t for n, t in tensors.items()}
     _write_tensors(folder / "model.safetensors", tensors)
     write_json(folder / "config.json", config_json.to_json(model.config))
     if tokenizer is not None:
@@ -100,7 +119,7 @@ def load_checkpoint(folder: Path, *, device: torch.device | str = "cpu") -> Zeph
         tensors = {n: t for shard in shards for n, t in _read_tensors(folder / shard).items()}
     else:
         tensors = _read_tensors(folder / "model.safetensors")
-    load_weights(model, tensors, str(folder))
+    load_weights(model, {home_name(n): t for n, t in tensors.items()}, str(folder))
     return model.to(device).eval()
 
 
@@ -130,10 +149,9 @@ def save_adapter(model: ZephyraFusion, name: str, config: LoraConfig, folder: Pa
     """`adapter_config.json` and `adapter_model.safetensors`, as PEFT writes them."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
-    for module, layer in adapted_layers(model):
-        if name in layer.lora_A:
-            tensors[f"{PEFT_PREFIX}{module}.lora_A.weight"] = layer.lora_A[name].weight
-            tensors[f"{PEFT_PREFIX}{module}.lora_B.weight"] = layer.lora_B[name].weight
+    for module, layer in adapted_layers(model, name):
+        for part, weight in zip("AB", layer.factors(name), strict=True):
+            tensors[f"{PEFT_PREFIX}{module}.lora_{part}.weight"] = weight
     if not tensors:
         raise ZephyraError(f"adapter '{name}' is not loaded")
     _write_tensors(folder / "adapter_model.safetensors", tensors)
@@ -205,8 +223,7 @@ def load_adapter(model: ZephyraFusion, name: str, folder: Path) -> LoraConfig:
         raise ZephyraError(f"adapter {folder} does not fit this base: " + "; ".join(wrong[:8]))
     add_adapter(model, name, config)
     with torch.no_grad():
-        for module, layer in adapted_layers(model):
-            if name in layer.lora_A:
-                layer.lora_A[name].weight.copy_(tensors[f"{module}.lora_A.weight"])
-                layer.lora_B[name].weight.copy_(tensors[f"{module}.lora_B.weight"])
+        for module, layer in adapted_layers(model, name):
+            for part, weight in zip("AB", layer.factors(name), strict=True):
+                weight.copy_(tensors[f"{module}.lora_{part}.weight"])
     return config

@@ -2,102 +2,101 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from zephyra_fusion.errors import ZephyraError, did_you_mean
+from zephyra_fusion.layer_config import LayerConfig
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 @dataclass(frozen=True, kw_only=True)
-class FusionConfig:
-    """The decoder's shape and parts. Parts are names resolved by registries (`layers/`), numbers are numbers.
-
-    Every impossible combination is refused when the config is built, all at once, each with value and limit.
-    """
+class FusionConfig(LayerConfig):
+    """The decoder: what every layer is (`LayerConfig`), how many there are, and what stands before and after them."""
 
     vocab_size: int
-    hidden_size: int
     num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    num_key_value_heads: int | None = None  # None: as many as query heads; 1: multi-query
-    head_dim: int | None = None  # None: hidden_size / num_attention_heads
-    value_head_dim: int | None = None  # None: head_dim (document 000 has separate d_k and d_v)
-    max_position_embeddings: int = 2048
-    rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = True
-
-    position: str = "rope"  # registry of layers/position
-    rope_theta: float = 10000.0
-    rope_scaling: Mapping[str, Any] | None = None
-
-    attention: str = "sdpa"  # registry of layers/attention
-    attention_bias: bool = False  # q, k, v
-    attention_out_bias: bool = False
-    attention_scale: float | None = None  # None: head_dim ** -0.5
-    attention_dropout: float = 0.0
-    qk_norm: bool = False
     sliding_window: int | None = None
     layer_types: tuple[str, ...] | None = None  # None: all full, or all sliding where a window is given
-
-    norm: str = "rms"  # registry of layers/norm
-    norm_placement: str = "pre"  # pre | post
-    feed_forward: str = "swiglu"  # registry of layers/feed_forward
-    hidden_act: str = "silu"
-    mlp_bias: bool = False
-    dropout: float = 0.0
-
-    num_experts: int = 0  # 0: dense
-    num_experts_per_tok: int = 2
-    moe_intermediate_size: int | None = None  # None: intermediate_size
-    norm_topk_prob: bool = True
-    router_aux_loss_coef: float = 0.001  # transformers' key; "router" here is its word for the gate
+    final_norm: bool = True
 
     embedding_size: int | None = None  # None: hidden_size; else a projection joins the two (document 000's d_word_vec)
     cutoffs: tuple[int, ...] | None = None  # adaptive input embedding
+    cutoff_factor: int = 4  # every further cluster of the adaptive input is this many times narrower
 
     initializer_range: float = 0.02
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
+    mask_padding: bool = False  # hide pad_token_id from attention where no attention_mask is given
 
-    def __post_init__(self) -> None:
-        set_ = object.__setattr__
+    @classmethod
+    def documented(
+        cls,
+        n_src_vocab: int,
+        d_word_vec: int,
+        n_layers: int,
+        n_head: int,
+        d_k: int,
+        d_v: int,
+        d_model: int,
+        d_inner: int,
+        dropout: float = 0.1,
+        n_position: int = 200,
+        cutoffs: tuple[int, ...] | None = None,
+        pad_token_id: int | None = None,
+    ) -> FusionConfig:
+        """Document 000's arguments: post-norm, LayerNorm, ReLU, sinusoidal positions from 0, one K/V head a head.
+
+        `cutoffs` chooses the adaptive input; `pad_token_id` hides that id from attention. Input and output
+        share one table where both have it (`d_word_vec == d_model`, no cutoffs).
+        """
+        return cls(
+            vocab_size=n_src_vocab,
+            embedding_size=d_word_vec,
+            num_hidden_layers=n_layers,
+            num_attention_heads=n_head,
+            head_dim=d_k,
+            value_head_dim=d_v,
+            hidden_size=d_model,
+            intermediate_size=d_inner,
+            dropout=dropout,
+            attention_dropout=dropout,
+            max_position_embeddings=n_position,
+            cutoffs=cutoffs,
+            pad_token_id=pad_token_id,
+            mask_padding=pad_token_id is not None,
+            tie_word_embeddings=d_word_vec == d_model and not cutoffs,
+            position="sinusoidal",
+            norm="layer",
+            norm_placement="post",
+            final_norm=False,
+            rms_norm_eps=1e-5,
+            feed_forward="mlp",
+            hidden_act="relu",
+            mlp_bias=True,
+        )
+
+    def _fill(self) -> Iterator[str]:
+        yield from super()._fill()
         for name in ("layer_types", "cutoffs", "eos_token_id"):  # JSON has no tuples
             if isinstance(getattr(self, name), list):
-                set_(self, name, tuple(getattr(self, name)))
-        if self.num_key_value_heads is None:
-            set_(self, "num_key_value_heads", self.num_attention_heads)
-        if self.head_dim is None and self.num_attention_heads:
-            set_(self, "head_dim", self.hidden_size // self.num_attention_heads)
-        if self.value_head_dim is None:
-            set_(self, "value_head_dim", self.head_dim)
+                self._set(name, tuple(getattr(self, name)))
         if self.embedding_size is None:
-            set_(self, "embedding_size", self.hidden_size)
-        if self.moe_intermediate_size is None:
-            set_(self, "moe_intermediate_size", self.intermediate_size)
-        if self.layer_types is None:
-            set_(self, "layer_types", (SLIDING if self.sliding_window else FULL,) * self.num_hidden_layers)
-        if wrong := list(self._impossible()):
-            raise ZephyraError("impossible configuration: " + "; ".join(wrong))
+            self._set("embedding_size", self.hidden_size)
+        if self.layer_types is None and isinstance(self.num_hidden_layers, int):
+            kind = FULL if self.sliding_window is None else SLIDING
+            self._set("layer_types", (kind,) * self.num_hidden_layers)
 
-    def _impossible(self) -> Any:
-        positive = (
-            "vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
-            "value_head_dim intermediate_size max_position_embeddings embedding_size"
-        )
-        for name in positive.split():
+    def _impossible(self) -> Iterator[str]:
+        yield from super()._impossible()
+        for name in ("vocab_size", "num_hidden_layers", "embedding_size", "cutoff_factor"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 yield f"{name} is {value}, must be a whole number of at least 1"
-        heads, kv_heads, head_dim = self.num_attention_heads, self.num_key_value_heads or 1, self.head_dim or 0
-        if heads > 0 and kv_heads > 0 and heads % kv_heads:
-            yield f"num_attention_heads is {heads}, not a multiple of num_key_value_heads {kv_heads}"
-        if self.position in ("rope", "xpos") and head_dim % 2:
-            yield f"head_dim is {head_dim}, rotary positions need an even number"
         if self.sliding_window is not None and self.sliding_window < 1:
             yield f"sliding_window is {self.sliding_window}, must be at least 1 (or absent)"
         types = self.layer_types or ()
@@ -107,24 +106,21 @@ class FusionConfig:
             yield f"layer_types has '{unknown}', known: {FULL}, {SLIDING}"
         if SLIDING in types and self.sliding_window is None:
             yield f"layer_types has {SLIDING}, but sliding_window is not given"
-        if self.norm_placement not in ("pre", "post"):
-            yield f"norm_placement is '{self.norm_placement}', known: pre, post"
-        if not self.rms_norm_eps > 0:
-            yield f"rms_norm_eps is {self.rms_norm_eps}, must be above 0"
-        if not self.rope_theta > 0:
-            yield f"rope_theta is {self.rope_theta}, must be above 0"
-        if self.num_experts < 0:
-            yield f"num_experts is {self.num_experts}, must not be negative"
-        if self.num_experts and not 1 <= self.num_experts_per_tok <= self.num_experts:
-            yield f"num_experts_per_tok is {self.num_experts_per_tok}, must be from 1 to num_experts {self.num_experts}"
-        for name in ("dropout", "attention_dropout"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                yield f"{name} is {getattr(self, name)}, must be from 0 to below 1"
+        if self.mask_padding and self.pad_token_id is None:
+            yield "mask_padding is on, but pad_token_id is not given"
+        width = self.embedding_size
+        if self.tie_word_embeddings and width != self.hidden_size:
+            yield f"tie_word_embeddings is on, but embedding_size {width} is not hidden_size {self.hidden_size}"
+        yield from self._impossible_cutoffs()
+
+    def _impossible_cutoffs(self) -> Iterator[str]:
         cutoffs = self.cutoffs or ()
         if list(cutoffs) != sorted(set(cutoffs)) or any(not 0 < c < self.vocab_size for c in cutoffs):
             yield f"cutoffs are {list(cutoffs)}, must rise and lie between 0 and vocab_size {self.vocab_size}"
         if cutoffs and self.tie_word_embeddings:
             yield "tie_word_embeddings is on, adaptive input (cutoffs) has no table to share with the output"
+        if cutoffs and (self.embedding_size or 0) < (narrow := self.cutoff_factor ** len(cutoffs)):
+            yield f"embedding_size is {self.embedding_size}, {len(cutoffs)} cutoffs need at least {narrow}"
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -132,16 +128,26 @@ class FusionConfig:
             return ()
         return (self.eos_token_id,) if isinstance(self.eos_token_id, int) else tuple(self.eos_token_id)
 
+    def window(self, layer: int) -> int | None:
+        """How many positions the layer sees, its own included; None: all."""
+        return self.sliding_window if (self.layer_types or ())[layer] == SLIDING else None
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FusionConfig:
-        """The config from its own keys; unknown ones are errors (foreign dialects: `config_json`)."""
+        """The config from its own keys; unknown and missing ones are errors (foreign dialects: `config_json`)."""
         known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ZephyraError(
-                f"unknown configuration key{'s' if len(unknown) > 1 else ''} {', '.join(unknown)}",
-                hint=did_you_mean(unknown[0], known),
-            )
-        return cls(**values)
+        unknown = sorted(set(values) - known)
+        missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in values]
+        wrong = [f"unknown configuration key '{name}'" for name in unknown]
+        wrong += [f"configuration key '{name}' is missing" for name in missing]
+        if not missing:
+            try:
+                config = cls(**{name: value for name, value in values.items() if name in known})
+            except ZephyraError as impossible:
+                wrong.append(impossible.message)
+        if wrong:
+            raise ZephyraError("; ".join(wrong), hint=did_you_mean(unknown[0], known) if unknown else None)
+        return config

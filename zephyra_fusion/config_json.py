@@ -23,23 +23,35 @@ DIALECTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "qwen3_moe": ("Qwen3MoeForCausalLM", {"qk_norm": True}),
 }
 
+# What a dialect means where its config.json is silent and we would mean something else.
+SILENT: Mapping[str, Mapping[str, Any]] = {
+    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "mixtral": {"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1e6},
+    "qwen2": {"num_key_value_heads": 32},
+    "qwen3": {"num_key_value_heads": 32, "head_dim": 128},
+    "qwen3_moe": {"num_key_value_heads": 4, "norm_topk_prob": False, "moe_intermediate_size": 768},
+}
+
 # Keys that mean the same everywhere.
-SHARED = (
+SHARED = (  # noqa: SIM905
     "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size num_key_value_heads head_dim "
     "max_position_embeddings rms_norm_eps tie_word_embeddings rope_theta rope_scaling attention_bias mlp_bias "
-    "attention_dropout hidden_act initializer_range bos_token_id eos_token_id pad_token_id sliding_window layer_types "
-    "num_experts_per_tok moe_intermediate_size norm_topk_prob router_aux_loss_coef"
+    "attention_dropout hidden_act initializer_range bos_token_id eos_token_id pad_token_id sliding_window "
+    "layer_types num_experts_per_tok moe_intermediate_size norm_topk_prob router_aux_loss_coef"
 ).split()
 
 # Keys of others that say nothing about the function that the model computes.
 IGNORED = frozenset(
-    "architectures model_type torch_dtype dtype transformers_version use_cache _name_or_path pretraining_tp "
-    "output_router_logits router_jitter_noise rope_parameters max_window_layers use_sliding_window num_local_experts "
-    "num_experts decoder_sparse_step mlp_only_layers auto_map unsloth_version quantization_config "
-    "return_dict output_hidden_states output_attentions chunk_size_feed_forward is_encoder_decoder id2label label2id "
-    "problem_type add_cross_attention cross_attention_hidden_size is_decoder tie_encoder_decoder task_specific_params "
-    "finetuning_task torchscript use_bfloat16 pruned_heads tokenizer_class prefix bad_words_ids sep_token_id "
-    "decoder_start_token_id is_llama_config rope_interleaved transformers.js_config layers_block_type".split()
+    (  # noqa: SIM905
+        "architectures model_type torch_dtype dtype transformers_version use_cache _name_or_path pretraining_tp "
+        "output_router_logits router_jitter_noise rope_parameters max_window_layers use_sliding_window "
+        "num_local_experts num_experts decoder_sparse_step mlp_only_layers auto_map unsloth_version "
+        "quantization_config return_dict output_hidden_states output_attentions chunk_size_feed_forward "
+        "is_encoder_decoder id2label label2id problem_type add_cross_attention cross_attention_hidden_size is_decoder "
+        "tie_encoder_decoder task_specific_params finetuning_task torchscript use_bfloat16 pruned_heads "
+        "tokenizer_class prefix bad_words_ids sep_token_id decoder_start_token_id is_llama_config rope_interleaved "
+        "transformers.js_config layers_block_type"
+    ).split()
 )
 
 
@@ -55,7 +67,8 @@ def from_json(values: Mapping[str, Any]) -> FusionConfig:
         raise ZephyraError(f"config.json of a '{kind}' has keys that are not understood: {', '.join(unknown)}")
     if values.get("quantization_config"):
         raise ZephyraError("the checkpoint is quantized (quantization_config)", hint="take the unquantized original")
-    ours = {k: values[k] for k in SHARED if k in values and values[k] is not None}
+    ours = {k: v for k, v in SILENT.get(kind, {}).items() if k not in values}
+    ours |= {k: values[k] for k in SHARED if k in values and values[k] is not None}
     ours |= DIALECTS[kind][1]
     rope = dict(values.get("rope_parameters") or {})
     if "rope_theta" in rope:
@@ -87,6 +100,8 @@ def _qwen_window(values: Mapping[str, Any], ours: dict[str, Any]) -> None:
     if not values.get("use_sliding_window"):
         ours.pop("sliding_window", None)
         ours.pop("layer_types", None)
+    elif values["model_type"] == "qwen3_moe":  # its layers are all alike
+        ours.pop("layer_types", None)
     elif "layer_types" not in ours:
         full = int(values.get("max_window_layers", 0))
         ours["layer_types"] = [FULL if n < full else SLIDING for n in range(int(values["num_hidden_layers"]))]
@@ -99,27 +114,32 @@ def dialect_of(config: FusionConfig) -> str:
         and config.attention == "sdpa"
         and config.norm == "rms"
         and config.norm_placement == "pre"
+        and config.final_norm
+        and not config.mask_padding
         and config.attention_scale is None
         and config.value_head_dim == config.head_dim
         and config.embedding_size == config.hidden_size
         and config.cutoffs is None
         and config.dropout == 0.0
+        and config.expert_feed_forward == "swiglu"
+        and config.moe_capacity_factor is None
+        and not config.shared_expert_intermediate_size
     )
     if not plain or config.feed_forward not in ("swiglu", "moe"):
         return NATIVE
-    windows = SLIDING in (config.layer_types or ())
+    windows, mixed = SLIDING in (config.layer_types or ()), len(set(config.layer_types or ())) > 1
     moe = config.feed_forward == "moe"
     if config.qk_norm:
-        same = config.attention_bias == config.attention_out_bias and not config.mlp_bias
-        return ("qwen3_moe" if moe else "qwen3") if same and not windows else NATIVE
+        same = config.attention_bias == config.attention_out_bias and not config.mlp_bias and not (moe and mixed)
+        return ("qwen3_moe" if moe else "qwen3") if same else NATIVE
     biased = config.attention_bias or config.attention_out_bias or config.mlp_bias
     if moe:
         simple = not biased and config.norm_topk_prob and config.moe_intermediate_size == config.intermediate_size
-        return "mixtral" if simple and FULL not in (config.layer_types or ()) or simple and not windows else NATIVE
-    if windows:
-        return "mistral" if not biased and FULL not in (config.layer_types or ()) else NATIVE
+        return "mixtral" if simple and not mixed else NATIVE
     if config.attention_bias and not config.attention_out_bias and not config.mlp_bias:
         return "qwen2"
+    if windows:
+        return "mistral" if not biased and not mixed else NATIVE
     return "llama" if config.attention_bias == config.attention_out_bias else NATIVE
 
 
@@ -133,12 +153,15 @@ def to_json(config: FusionConfig) -> dict[str, Any]:
     if SLIDING not in (config.layer_types or ()):
         written.pop("sliding_window", None)
         written.pop("layer_types", None)
+    elif kind.startswith("qwen"):
+        written["use_sliding_window"] = True
     if kind == "qwen2":
         written.pop("attention_bias")
     if kind not in ("llama",):
         written.pop("mlp_bias", None)
     if kind in ("mistral", "mixtral"):
         written.pop("attention_bias", None)
+    if kind in ("mistral", "mixtral", "qwen3_moe"):
         written.pop("layer_types", None)
     if kind not in ("mixtral", "qwen3_moe"):
         for key in ("num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob", "router_aux_loss_coef"):

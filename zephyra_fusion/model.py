@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any, overload
+
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from zephyra_fusion.config import SLIDING, FusionConfig
+from zephyra_fusion.config import FusionConfig
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.layers.block import DecoderLayer
 from zephyra_fusion.layers.cache import KVCache, causal_mask
+from zephyra_fusion.layers.embedding import check_ids, token_embedding
 from zephyra_fusion.layers.norm import NORMS
-from zephyra_fusion.layers.position import RotaryEmbedding
+from zephyra_fusion.layers.position import POSITIONS
 
 
 class FusionDecoder(nn.Module):
@@ -18,27 +22,56 @@ class FusionDecoder(nn.Module):
 
     def __init__(self, config: FusionConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        hidden, width = config.hidden_size, config.embedding_size or config.hidden_size
+        self.embed_tokens = token_embedding(config)
+        self.embed_projection = nn.Identity() if width == hidden else nn.Linear(width, hidden, bias=False)
+        self.position = POSITIONS[config.position](config)
+        self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
-        self.norm = NORMS[config.norm](config.hidden_size, config.rms_norm_eps)
-        self.rotary = RotaryEmbedding(config)
+        self.norm = NORMS[config.norm](hidden, config.rms_norm_eps) if config.final_norm else nn.Identity()
 
 
 class ZephyraFusion(nn.Module):
     """Token ids `[B, T]` to next-token logits `[B, T, vocab_size]`; causal.
 
-    Positions start at 0 and no position means padding: padding is `attention_mask` (`[B, T]`, True = keep).
-    With a `cache`, the ids continue what the cache holds.
+    Built from a `FusionConfig`, or from document 000's arguments (`n_src_vocab, d_word_vec, n_layers, n_head, d_k,
+    d_v, d_model, d_inner, dropout=0.1, n_position=200`, see `FusionConfig.documented`): the same class either way.
+    Positions start at 0 and no position means padding: padding is `attention_mask` (`[B, T]`, True = keep), or
+    `pad_token_id` with `mask_padding` in the config. With a `cache`, the ids continue what the cache holds, and the
+    mask covers cached and new tokens.
     """
 
-    def __init__(self, config: FusionConfig) -> None:
+    @overload
+    def __init__(self, config: FusionConfig, /) -> None: ...
+    @overload
+    def __init__(
+        self,
+        n_src_vocab: int,
+        d_word_vec: int,
+        n_layers: int,
+        n_head: int,
+        d_k: int,
+        d_v: int,
+        d_model: int,
+        d_inner: int,
+        dropout: float = 0.1,
+        n_position: int = 200,
+        cutoffs: tuple[int, ...] | None = None,
+        pad_token_id: int | None = None,
+    ) -> None: ...
+    def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__()
+        given = isinstance(arguments[0] if arguments else None, FusionConfig)
+        if given and (named or len(arguments) > 1):
+            raise TypeError("ZephyraFusion takes a FusionConfig alone, or the documented arguments")
+        config: FusionConfig = arguments[0] if given else FusionConfig.documented(*arguments, **named)
         self.config = config
+        self.gradient_checkpointing = False  # True: layers are computed again in the backward pass to save memory
         self.model = FusionDecoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.apply(self._initialize)
         if config.tie_word_embeddings:
-            self.lm_head.weight = self.model.embed_tokens.weight
+            self.lm_head.weight = self.model.embed_tokens.weight  # type: ignore[assignment]
 
     def _initialize(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
@@ -48,7 +81,7 @@ class ZephyraFusion(nn.Module):
 
     def rebuild_buffers(self) -> None:
         """Compute again what is no weight, after the weights came to a model made on the meta device."""
-        self.model.rotary = RotaryEmbedding(self.config)
+        self.model.position.rebuild()
 
     def new_cache(self) -> KVCache:
         return KVCache(self.config)
@@ -72,49 +105,72 @@ class ZephyraFusion(nn.Module):
         attention_mask: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """What the head reads, `[B, T, hidden]`."""
-        batch, length = self._check_ids(input_ids)
+        """What the head reads, `[B, T, hidden]`.
+
+        ZephyraError: ids or positions out of range, more tokens than the context holds, a mask of another shape.
+        """
         start = cache.offset if cache is not None else 0
-        if cache is not None:
-            cache.check(length)
-        elif length > self.config.max_position_embeddings:
-            raise ZephyraError(f"{length} tokens exceed the context of {self.config.max_position_embeddings}")
-        if positions is None:
-            positions = torch.arange(start, start + length, device=input_ids.device).expand(batch, length)
-        keys = start + length
-        if attention_mask is not None and attention_mask.shape != (batch, keys):
-            raise ZephyraError(
-                f"attention_mask is {list(attention_mask.shape)}, must be [batch, tokens] = {[batch, keys]}"
-            )
-        padding = None if attention_mask is None else attention_mask.bool()
-        plain = start == 0 and padding is None  # the plain triangle: let the kernel make it
-        masks = {}
-        for window in set(self._windows):
-            if plain and (window is None or window >= length):
-                masks[window] = None
+        self._check_ids(input_ids, cache)
+        positions = self._positions(input_ids, positions, start)
+        masks = self._masks(input_ids, self._padding(input_ids, attention_mask, cache), start)
+        x = self.model.embed_projection(self.model.embed_tokens(input_ids))
+        x = self.model.dropout(self.model.position.embed(x, positions))
+        rotation = self.model.position.rotation(positions, x.dtype)
+        for index, layer in enumerate(self.model.layers):
+            mask = masks[self.config.window(index)]
+            causal = mask is None and input_ids.shape[1] > 1
+            if self.gradient_checkpointing and self.training and cache is None:
+                x = checkpoint(layer, x, rotation, mask, causal, use_reentrant=False)
             else:
-                masks[window] = causal_mask(length, keys, window=window, device=input_ids.device, padding=padding)
-        x = self.model.embed_tokens(input_ids)
-        angles = self.model.rotary(positions)
-        angles = (angles[0].to(x.dtype), angles[1].to(x.dtype))
-        for index, (layer, window) in enumerate(zip(self.model.layers, self._windows, strict=True)):
-            mask = masks[window]
-            causal = mask is None and length > 1
-            x = layer(x, angles, mask, causal, cache.layers[index] if cache is not None else None)
+                x = layer(x, rotation, mask, causal, cache.layers[index] if cache is not None else None)
         return self.model.norm(x)
 
-    @property
-    def _windows(self) -> list[int | None]:
-        types = self.config.layer_types or ()
-        return [self.config.sliding_window if kind == SLIDING else None for kind in types]
-
-    def _check_ids(self, input_ids: Tensor) -> tuple[int, int]:
+    def _check_ids(self, input_ids: Tensor, cache: KVCache | None) -> None:
         if input_ids.dim() != 2 or input_ids.numel() == 0:
             raise ZephyraError(f"token ids are {list(input_ids.shape)}, must be [batch, tokens] and not empty")
-        # Only on the CPU: on an accelerator the check would wait for the device at every token.
-        if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
-            low, high = int(input_ids.min()), int(input_ids.max())
-            if low < 0 or high >= self.config.vocab_size:
-                wrong = low if low < 0 else high
-                raise ZephyraError(f"token id {wrong} is out of range, the vocabulary has {self.config.vocab_size}")
-        return input_ids.shape[0], input_ids.shape[1]
+        check_ids(input_ids, self.config.vocab_size)
+        length, limit = input_ids.shape[1], self.config.max_position_embeddings
+        if cache is not None:
+            cache.check(length)
+        elif length > limit:
+            raise ZephyraError(f"{length} tokens exceed the context of {limit}")
+
+    def _positions(self, input_ids: Tensor, positions: Tensor | None, start: int) -> Tensor:
+        if positions is None:
+            length = input_ids.shape[1]
+            return torch.arange(start, start + length, device=input_ids.device).expand(input_ids.shape[0], length)
+        if positions.shape != input_ids.shape:
+            raise ZephyraError(f"positions are {list(positions.shape)}, must be as the ids: {list(input_ids.shape)}")
+        if positions.device.type == "cpu" and not torch.compiler.is_compiling():
+            low, high, limit = int(positions.min()), int(positions.max()), self.config.max_position_embeddings
+            if low < 0 or high >= limit:
+                raise ZephyraError(f"position {low if low < 0 else high} is out of range, the context is {limit}")
+        return positions
+
+    def _padding(self, input_ids: Tensor, attention_mask: Tensor | None, cache: KVCache | None) -> Tensor | None:
+        """`[B, cached + T]`, True = keep, or None where nothing is hidden."""
+        pad = self.config.pad_token_id
+        if attention_mask is None:
+            if not self.config.mask_padding or pad is None:
+                return None
+            kept = input_ids.ne(pad)
+            return kept if cache is None else cache.keep(kept)
+        expected = [input_ids.shape[0], (cache.offset if cache is not None else 0) + input_ids.shape[1]]
+        if list(attention_mask.shape) != expected:
+            raise ZephyraError(
+                f"attention_mask is {list(attention_mask.shape)}, must be [batch, cached and new tokens] = {expected}"
+            )
+        return attention_mask.bool()
+
+    def _masks(self, input_ids: Tensor, padding: Tensor | None, start: int) -> dict[int | None, Tensor | None]:
+        """One mask for every kind of window among the layers; None: the plain triangle, which the kernel makes."""
+        length = input_ids.shape[1]
+        masks: dict[int | None, Tensor | None] = {}
+        for window in {self.config.window(index) for index in range(self.config.num_hidden_layers)}:
+            if start == 0 and padding is None and (window is None or window >= length):
+                masks[window] = None
+                continue
+            keys = length + (start if window is None else min(start, window - 1))
+            hidden = None if padding is None else padding[:, -keys:]
+            masks[window] = causal_mask(length, keys, window=window, device=input_ids.device, padding=hidden)
+        return masks

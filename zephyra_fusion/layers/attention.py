@@ -2,66 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 
-from zephyra_fusion.config import FusionConfig
+from zephyra_fusion.layer_config import LayerConfig
+from zephyra_fusion.layers import frequency  # noqa: F401  registers itself
 from zephyra_fusion.layers.cache import LayerCache
 from zephyra_fusion.layers.norm import NORMS
-from zephyra_fusion.layers.position import rotate
-from zephyra_fusion.registry import Registry
-
-Angles = tuple[Tensor, Tensor]
-ATTENTIONS: Registry[Callable[[FusionConfig], nn.Module]] = Registry("attention")
+from zephyra_fusion.layers.position import Angles, Rotation, rotate
+from zephyra_fusion.layers.scaled_dot_product import ATTENTIONS
 
 
-@ATTENTIONS.register("sdpa")
 class Attention(nn.Module):
-    """Scaled dot-product attention with one K/V head per group of query heads (Ainslie et al., arXiv:2305.13245).
+    """Projections around one of `ATTENTIONS`, one K/V head per group of query heads (Ainslie et al., arXiv:2305.13245).
 
-    Runs PyTorch's fused kernels (flash attention where the device has it). Separate widths for keys and values are allowed.
+    Separate widths for keys and values are allowed. `add` in its methods is a module beside a projection (document
+    003's finetune modules): what it gives for the same input is added.
     """
 
-    def __init__(self, config: FusionConfig) -> None:
+    def __init__(self, config: LayerConfig) -> None:
         super().__init__()
         hidden, heads, kv_heads = config.hidden_size, config.num_attention_heads, config.num_key_value_heads or 1
         self.head_dim, self.value_head_dim = config.head_dim or 0, config.value_head_dim or 0
-        self.heads, self.kv_heads = heads, kv_heads
-        self.scale = self.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
-        self.dropout = config.attention_dropout
         self.q_proj = nn.Linear(hidden, heads * self.head_dim, bias=config.attention_bias)
         self.k_proj = nn.Linear(hidden, kv_heads * self.head_dim, bias=config.attention_bias)
         self.v_proj = nn.Linear(hidden, kv_heads * self.value_head_dim, bias=config.attention_bias)
         self.o_proj = nn.Linear(heads * self.value_head_dim, hidden, bias=config.attention_out_bias)
+        self.kernel = ATTENTIONS[config.attention](config)
         if config.qk_norm:
             self.q_norm = NORMS["rms"](self.head_dim, config.rms_norm_eps)
             self.k_norm = NORMS["rms"](self.head_dim, config.rms_norm_eps)
         self.qk_norm = config.qk_norm
 
     def forward(
-        self, x: Tensor, angles: Angles | None, mask: Tensor | None, causal: bool, cache: LayerCache | None
+        self,
+        x: Tensor,
+        rotation: Rotation | None = None,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        cache: LayerCache | None = None,
     ) -> Tensor:
         """`x [B, T, hidden]`; `mask` True = may look; `causal` stands for the plain triangle without a mask."""
-        batch, length, _ = x.shape
-        q = self.q_proj(x).view(batch, length, self.heads, self.head_dim)
-        k = self.k_proj(x).view(batch, length, self.kv_heads, self.head_dim)
-        v = self.v_proj(x).view(batch, length, self.kv_heads, self.value_head_dim).transpose(1, 2)
-        if self.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = q.transpose(1, 2), k.transpose(1, 2)  # [B, heads, T, head_dim]
-        if angles is not None:
-            q, k = rotate(q, *angles), rotate(k, *angles)
+        q = self.queries(x, rotation and rotation[0])
+        k, v = self.keys(x, rotation and rotation[1]), self.values(x)
         if cache is not None:
             k, v = cache.update(k, v)
-        out = nn.functional.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            is_causal=causal,
-            scale=self.scale,
-            dropout_p=self.dropout if self.training else 0.0,
-            enable_gqa=self.heads != self.kv_heads,
+        return self.attend(q, k, v, mask, causal)
+
+    def queries(self, x: Tensor, angles: Angles | None = None, add: nn.Module | None = None) -> Tensor:
+        """`[B, T, hidden]` to `[B, heads, T, head_dim]`."""
+        q = _with(self.q_proj(x), add, x).unflatten(-1, (-1, self.head_dim))
+        q = (self.q_norm(q) if self.qk_norm else q).transpose(1, 2)
+        return q if angles is None else rotate(q, *angles)
+
+    def keys(self, x: Tensor, angles: Angles | None = None, add: nn.Module | None = None) -> Tensor:
+        """`[B, T, hidden]` to `[B, kv_heads, T, head_dim]`."""
+        k = _with(self.k_proj(x), add, x).unflatten(-1, (-1, self.head_dim))
+        k = (self.k_norm(k) if self.qk_norm else k).transpose(1, 2)
+        return k if angles is None else rotate(k, *angles)
+
+    def values(self, x: Tensor, add: nn.Module | None = None) -> Tensor:
+        """`[B, T, hidden]` to `[B, kv_heads, T, value_head_dim]`."""
+        return _with(self.v_proj(x), add, x).unflatten(-1, (-1, self.value_head_dim)).transpose(1, 2)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, add: nn.Module | None = None
+    ) -> Tensor:
+        """Heads `[B, heads, T, …]` met, merged and projected to `[B, T, hidden]`."""
+        merged = self.kernel(q, k, v, mask, causal).transpose(1, 2).flatten(2)
+        return _with(self.o_proj(merged), add, merged)
+
+
+def _with(y: Tensor, add: nn.Module | None, x: Tensor) -> Tensor:
+    return y if add is None else y + add(x)
+
+
+class MultiHeadAttention(Attention):
+    """Document 000's attention: separate inputs for queries, keys and values; no norm and no residual inside."""
+
+    def __init__(self, n_head: int, d_model: int, d_k: int, d_v: int, dropout: float = 0.1) -> None:
+        config = LayerConfig(
+            hidden_size=d_model,
+            num_attention_heads=n_head,
+            head_dim=d_k,
+            value_head_dim=d_v,
+            intermediate_size=d_model,
+            position="none",
+            attention="standard",
+            attention_dropout=dropout,
         )
-        return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
+        super().__init__(config)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """`q [B, Tq, d_model]`, `k` and `v [B, Tk, d_model]` to `[B, Tq, d_model]`; `mask [Tq, Tk]` or `[B, Tq, Tk]`,
+        True = may look."""
+        if mask is not None and mask.dim() == 3:
+            mask = mask[:, None]
+        return self.attend(self.queries(q), self.keys(k), self.values(v), mask, causal=False)

@@ -1,33 +1,76 @@
-"""One decoder layer: attention and feed-forward, each with its norm and residual."""
+"""One layer: attention and feed-forward, each with its norm and residual."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
-from zephyra_fusion.config import FusionConfig
-from zephyra_fusion.layers.attention import ATTENTIONS, Angles
+from zephyra_fusion.layer_config import LayerConfig
+from zephyra_fusion.layers import moe  # noqa: F401  registers itself
+from zephyra_fusion.layers.attention import Attention
 from zephyra_fusion.layers.cache import LayerCache
 from zephyra_fusion.layers.feed_forward import FEED_FORWARDS
 from zephyra_fusion.layers.norm import NORMS
+from zephyra_fusion.layers.position import Rotation
 
 
-class DecoderLayer(nn.Module):
-    """Pre-norm `x + f(norm(x))` or post-norm `norm(x + f(x))`, by `norm_placement`."""
+class BaseTransformerLayer(nn.Module):
+    """What all layers share: self-attention, feed-forward (plain or experts), dropout, residuals and their norms.
 
-    def __init__(self, config: FusionConfig) -> None:
+    Pre-norm `x + f(norm(x))` or post-norm `norm(x + f(x))`, by `norm_placement`.
+    """
+
+    def __init__(self, config: LayerConfig) -> None:
         super().__init__()
-        self.self_attn = ATTENTIONS[config.attention](config)
+        self.self_attn = Attention(config)
         self.mlp = FEED_FORWARDS[config.feed_forward](config)
         self.input_layernorm = NORMS[config.norm](config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = NORMS[config.norm](config.hidden_size, config.rms_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
         self.pre = config.norm_placement == "pre"
 
-    def forward(
-        self, x: Tensor, angles: Angles | None, mask: Tensor | None, causal: bool, cache: LayerCache | None
-    ) -> Tensor:
+    def residual(self, x: Tensor, norm: nn.Module, part: Callable[[Tensor], Tensor]) -> Tensor:
+        """`part` around its residual, with `norm` before or after."""
         if self.pre:
-            x = x + self.dropout(self.self_attn(self.input_layernorm(x), angles, mask, causal, cache))
-            return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
-        x = self.input_layernorm(x + self.dropout(self.self_attn(x, angles, mask, causal, cache)))
-        return self.post_attention_layernorm(x + self.dropout(self.mlp(x)))
+            return x + self.dropout(part(norm(x)))
+        return norm(x + self.dropout(part(x)))
+
+
+class DecoderLayer(BaseTransformerLayer):
+    """Self-attention, then feed-forward."""
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: Rotation | None = None,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """`x [B, T, hidden]`; `mask` True = may look; `causal` stands for the plain triangle without a mask."""
+        x = self.residual(x, self.input_layernorm, lambda y: self.self_attn(y, rotation, mask, causal, cache))
+        return self.residual(x, self.post_attention_layernorm, self.mlp)
+
+
+class ZephyraFusionBlock(DecoderLayer):
+    """Document 000's block: post-norm, LayerNorm, ReLU; the layer that `FusionConfig.documented` describes."""
+
+    def __init__(self, d_model: int, d_inner: int, n_head: int, d_k: int, d_v: int, dropout: float = 0.1) -> None:
+        config = LayerConfig(
+            hidden_size=d_model,
+            intermediate_size=d_inner,
+            num_attention_heads=n_head,
+            head_dim=d_k,
+            value_head_dim=d_v,
+            dropout=dropout,
+            attention_dropout=dropout,
+            position="none",
+            norm="layer",
+            norm_placement="post",
+            rms_norm_eps=1e-5,
+            feed_forward="mlp",
+            hidden_act="relu",
+            mlp_bias=True,
+        )
+        super().__init__(config)

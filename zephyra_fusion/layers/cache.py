@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zephyra_fusion.config import SLIDING, FusionConfig
+from zephyra_fusion.config import FusionConfig
 from zephyra_fusion.errors import ZephyraError
+
+SPARE = 64  # positions that a window's cache keeps beyond the window, to rewind over
 
 
 class LayerCache:
@@ -17,44 +19,99 @@ class LayerCache:
         self.values: Tensor | None = None
         self.offset = 0
 
+    @property
+    def earliest(self) -> int:
+        """The earliest position to which `trim` can go back."""
+        return 0
+
     def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append `[B, H, T, D]` and return everything up to now."""
+        """Append `[B, H, T, D]` and return all that the new positions may look at, oldest first."""
         end = self.offset + keys.shape[2]
         if self.keys is None or self.values is None or end > self.keys.shape[2]:
-            self.keys = self._grown(self.keys, keys, end)
-            self.values = self._grown(self.values, values, end)
+            capacity = max(64, 1 << (end - 1).bit_length())
+            self.keys = _moved(self.keys, keys, capacity, 0, self.offset)
+            self.values = _moved(self.values, values, capacity, 0, self.offset)
         self.keys[:, :, self.offset : end] = keys
         self.values[:, :, self.offset : end] = values
         self.offset = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
-    def _grown(self, old: Tensor | None, new: Tensor, end: int) -> Tensor:
-        capacity = max(64, 1 << (end - 1).bit_length())
-        grown = new.new_empty(new.shape[0], new.shape[1], capacity, new.shape[3])
-        if old is not None:
-            grown[:, :, : self.offset] = old[:, :, : self.offset]
-        return grown
-
     def trim(self, offset: int) -> None:
         """Forget everything from position `offset` on."""
-        if not 0 <= offset <= self.offset:
-            raise ValueError(f"cannot trim to {offset}, the cache holds {self.offset}")
         self.offset = offset
+
+
+class WindowCache(LayerCache):
+    """Keys and values of a sliding window: memory stays constant past the window.
+
+    It holds the last `window - 1` positions and at least `SPARE` before them, in order, in a buffer of twice that;
+    when the buffer is full, they move to its front. `trim` goes back as far as a whole window is still held.
+    """
+
+    def __init__(self, window: int) -> None:
+        super().__init__()
+        self.window = window
+        self.kept = window - 1 + SPARE
+        self.fill = 0
+
+    @property
+    def earliest(self) -> int:
+        oldest = self.offset - self.fill
+        return oldest + self.window - 1 if oldest else 0
+
+    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        new, seen = keys.shape[2], min(self.fill, self.window - 1)
+        if self.keys is None or self.values is None:
+            self.keys, self.values = (_moved(None, x, 2 * self.kept, 0, 0) for x in (keys, values))
+        self.offset += new
+        if new > self.kept:  # a long prompt: it looks at itself, only its end stays
+            seen_keys = torch.cat((self.keys[:, :, self.fill - seen : self.fill], keys), dim=2)
+            seen_values = torch.cat((self.values[:, :, self.fill - seen : self.fill], values), dim=2)
+            self.fill = self.kept
+            self.keys[:, :, : self.fill] = keys[:, :, -self.kept :]
+            self.values[:, :, : self.fill] = values[:, :, -self.kept :]
+            return seen_keys, seen_values
+        if self.fill + new > self.keys.shape[2]:
+            start = self.fill - self.kept
+            self.keys = _moved(self.keys, keys, 2 * self.kept, start, self.fill)
+            self.values = _moved(self.values, values, 2 * self.kept, start, self.fill)
+            self.fill = self.kept
+        first, end = self.fill - seen, self.fill + new
+        self.keys[:, :, self.fill : end] = keys
+        self.values[:, :, self.fill : end] = values
+        self.fill = end
+        return self.keys[:, :, first:end], self.values[:, :, first:end]
+
+    def trim(self, offset: int) -> None:
+        self.fill = max(self.fill - (self.offset - offset), 0)
+        self.offset = offset
+
+
+def _moved(old: Tensor | None, like: Tensor, capacity: int, start: int, end: int) -> Tensor:
+    """A new buffer for tensors like `like`, with `old[start:end]` at its front."""
+    buffer = like.new_empty(like.shape[0], like.shape[1], capacity, like.shape[3])
+    if old is not None:
+        buffer[:, :, : end - start] = old[:, :, start:end]
+    return buffer
 
 
 class KVCache:
     """One cache for the whole model: `offset` positions are filled in every layer."""
 
     def __init__(self, config: FusionConfig) -> None:
-        self.layers = [LayerCache() for _ in range(config.num_hidden_layers)]
+        windows = [config.window(index) for index in range(config.num_hidden_layers)]
+        self.layers = [LayerCache() if window is None else WindowCache(window) for window in windows]
         self.limit = config.max_position_embeddings
-        self.windows = [
-            config.sliding_window if kind == SLIDING else None for kind in config.layer_types or ()
-        ]
+        self.padding: Tensor | None = None  # [B, offset], True = keep; only where the model masks padding by its id
 
     @property
     def offset(self) -> int:
         return self.layers[0].offset
+
+    @property
+    def earliest(self) -> int:
+        """The earliest offset to which `trim` can go back: 0, unless a sliding window has moved on."""
+        return max(layer.earliest for layer in self.layers)
 
     def check(self, new: int) -> None:
         if self.offset + new > self.limit:
@@ -63,7 +120,24 @@ class KVCache:
                 hint="shorten the prompt or generate fewer tokens",
             )
 
+    def keep(self, padding: Tensor) -> Tensor:
+        """Append `[B, T]`, True = keep, and return it for all positions up to now."""
+        earlier = [] if self.padding is None else [self.padding[:, : self.offset]]
+        self.padding = torch.cat((*earlier, padding), dim=1)
+        return self.padding
+
     def trim(self, offset: int) -> None:
+        """Forget everything from position `offset` on.
+
+        ZephyraError: the offset lies ahead, or behind what a sliding window still holds (`earliest`).
+        """
+        if not 0 <= offset <= self.offset:
+            raise ZephyraError(f"cannot rewind the cache to {offset}, it holds {self.offset} positions")
+        if offset < self.earliest and offset not in (0, self.offset):
+            raise ZephyraError(
+                f"cannot rewind the cache to {offset}, a sliding window forgot what lies before {self.earliest}",
+                hint="start again with a new cache",
+            )
         for layer in self.layers:
             layer.trim(offset)
 
@@ -71,9 +145,9 @@ class KVCache:
 def causal_mask(
     queries: int, keys: int, *, window: int | None, device: torch.device, padding: Tensor | None = None
 ) -> Tensor | None:
-    """True where a query may look: `[queries, keys]`, or `[B, 1, queries, keys]` with `padding [B, keys]` (True = keep).
+    """True where a query may look: `[queries, keys]`, with `padding [B, keys]` (True = keep) `[B, 1, queries, keys]`.
 
-    The last query stands at the last key. A query sees `window` positions, itself included. None where nothing is hidden.
+    The last query stands at the last key. A query sees `window` positions, its own too. None where nothing is hidden.
     """
     if queries == 1 and padding is None and (window is None or keys <= window):
         return None

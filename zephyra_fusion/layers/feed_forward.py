@@ -7,10 +7,10 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zephyra_fusion.config import FusionConfig
+from zephyra_fusion.layer_config import LayerConfig
 from zephyra_fusion.registry import Registry
 
-FEED_FORWARDS: Registry[Callable[[FusionConfig], nn.Module]] = Registry("feed-forward layer")
+FEED_FORWARDS: Registry[Callable[[LayerConfig], nn.Module]] = Registry("feed-forward layer")
 ACTIVATIONS: Registry[Callable[[Tensor], Tensor]] = Registry("activation")
 
 ACTIVATIONS.register("silu")(functional.silu)
@@ -23,7 +23,7 @@ ACTIVATIONS.register("gelu")(functional.gelu)
 class GatedFeedForward(nn.Module):
     """down(act(gate(x)) * up(x)), SwiGLU with silu (Shazeer, arXiv:2002.05202); Llama's names."""
 
-    def __init__(self, config: FusionConfig) -> None:
+    def __init__(self, config: LayerConfig) -> None:
         super().__init__()
         hidden, inner = config.hidden_size, config.intermediate_size
         self.gate_proj = nn.Linear(hidden, inner, bias=config.mlp_bias)
@@ -33,3 +33,33 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [B, T, hidden]
         return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+
+
+class PositionwiseFeedForward(nn.Module):
+    """down(act(up(x))), two matrices with bias and ReLU unless told otherwise (document 000; arXiv:1706.03762).
+
+    Registered as `mlp`. Dropout acts between the two; norm and residual belong to the block.
+    """
+
+    def __init__(
+        self, d_in: int, d_hid: int, dropout: float = 0.1, *, activation: str = "relu", bias: bool = True
+    ) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(d_in, d_hid, bias=bias)
+        self.down_proj = nn.Linear(d_hid, d_in, bias=bias)
+        self.act = ACTIVATIONS[activation]
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, T, d_in]
+        return self.down_proj(self.dropout(self.act(self.up_proj(x))))
+
+
+@FEED_FORWARDS.register("mlp")
+def mlp(config: LayerConfig) -> PositionwiseFeedForward:
+    return PositionwiseFeedForward(
+        config.hidden_size,
+        config.intermediate_size,
+        config.dropout,
+        activation=config.hidden_act,
+        bias=config.mlp_bias,
+    )
