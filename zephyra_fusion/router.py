@@ -38,11 +38,14 @@ class Router:
             raise ZephyraError("router: " + "; ".join(wrong))
 
     def window(self, token_ids: Sequence[int]) -> list[int]:
-        """What the classifier reads: the whole prompt, or its first and last half-windows where it is longer."""
+        """What the classifier reads: the whole prompt, or its first and last half-windows where it is longer.
+
+        Training cuts in the same way (`train.router_data.truncate`); a test holds the two together.
+        """
         if len(token_ids) <= self.max_tokens:
             return list(token_ids)
-        tail = self.max_tokens // 2
-        return [*token_ids[: self.max_tokens - tail], *token_ids[-tail:]]
+        head = self.max_tokens // 2
+        return [*token_ids[:head], *token_ids[len(token_ids) - (self.max_tokens - head) :]]
 
     def probabilities(self, logits: Sequence[float]) -> dict[str, float]:
         """softmax(logits / temperature) by label. ZephyraError: another number of logits, or one that is no number."""

@@ -7,15 +7,15 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.cli.process import PROGRAM, Run
+
 ROOT = Path(__file__).parents[2]
-PROGRAM = [sys.executable, "-m", "zephyra_cli"]
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +87,7 @@ def change_pack(tiny_pack: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def zephyra() -> Callable[..., subprocess.CompletedProcess[bytes]]:
+def zephyra() -> Run:
     """function(*arguments, stdin=b"", **environment) -> the finished process, stdin a pipe that is closed."""
 
     def run(*arguments: object, stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[bytes]:

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import PROGRAM
-from tests.cli.test_manners import wait_until_blocked
+from tests.cli.process import PROGRAM, wait_until_blocked
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
 

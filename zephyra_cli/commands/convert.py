@@ -52,7 +52,10 @@ def convert(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing target.")] = False,
     json: Json = False,
 ) -> None:
-    """Convert a checkpoint, an adapter or a whole pack to GGUF, or GGUF back to Hugging Face's format."""
+    """Convert checkpoints, adapters and packs.
+
+    To GGUF, or from GGUF back to Hugging Face's format.
+    """
     from zephyra_converters.convert import Options
     from zephyra_converters.convert import convert as run
 

@@ -19,10 +19,15 @@ def list_models(context: typer.Context, json: Json = False) -> None:
         return
     from zephyra_cli import store, ui
     from zephyra_cli.pack import Pack
+    from zephyra_fusion.errors import ZephyraError
 
     rows: list[dict[str, Any]] = []
     for model in store.installed():
-        pack = Pack.read(model.root)
+        try:
+            pack = Pack.read(model.root)
+        except ZephyraError as error:
+            ui.note(f"warning: {error.message}")
+            continue
         rows.append(
             {
                 "name": model.name,
@@ -43,7 +48,7 @@ def list_models(context: typer.Context, json: Json = False) -> None:
 
 @models.command()
 def show(name: Name, json: Json = False) -> None:
-    """One model: its files, domains, router and licences."""
+    """Show a model: domains, router, files, licences."""
     from zephyra_cli import store, ui
 
     pack = store.find(name)
@@ -87,7 +92,7 @@ def remove(name: Annotated[str, typer.Argument(help="An installed model's name."
 
 @models.command()
 def verify(name: Name, json: Json = False) -> None:
-    """Read every file of a model and compare it with the manifest's hash."""
+    """Check every file of a model against its hash."""
     from zephyra_cli import store, ui
     from zephyra_fusion.errors import ZephyraError
 

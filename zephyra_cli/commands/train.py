@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from zephyra_fusion.train.loop import Progress as Step
 
 
 def train(
@@ -22,17 +25,22 @@ def train(
     """Train a part of a model from a recipe."""
     from importlib.util import find_spec
 
+    from zephyra_cli import ui
+    from zephyra_cli.progress import Progress
     from zephyra_fusion.errors import ZephyraError
 
-    if stage != "tokenizer" and find_spec("torch") is None:
-        raise ZephyraError("training needs PyTorch, which is not installed", hint='pip install "zephyra[torch]"')
+    if find_spec("torch") is None:
+        raise ZephyraError("training needs PyTorch, which is not installed", hint="pip install 'zephyra[torch]'")
     if not recipe.is_file():
         raise ZephyraError(f"there is no recipe '{recipe}'")
-    for override in set or ():
-        if "=" not in override:
-            raise ZephyraError(f"--set '{override}' has no '='", hint="as in --set learning_rate=3e-4")
-    from zephyra_cli.progress import Progress
-    from zephyra_fusion.train import stages
+    from zephyra_fusion.train import device, stages
 
+    device.reuse_memory()
     with Progress() as progress:
-        stages.run(stage, recipe, list(set or ()), resume, progress)
+
+        def report(step: Step) -> None:
+            figures = f"{step.stage}  loss {step.loss:.3f}  {step.tokens_per_second:.0f} tokens/s  {step.note}"
+            progress(step.step, step.steps, figures.rstrip())
+
+        folder = stages.run(stage, recipe, set or (), resume=resume, report=report)
+    ui.write(f"{folder}\n")

@@ -1,0 +1,76 @@
+"""The model that is shipped, and the wheel that ships it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import ROOT
+from tests.cli.process import PROGRAM, Run
+from zephyra_cli import store
+from zephyra_cli.pack import Pack
+
+NANO = ROOT / "assets" / "zephyra-nano"
+DOMAINS = {"shell", "sql", "code", "regex", "math", "medical", "dictionary", "geography", "stories"}
+
+
+@pytest.fixture(scope="module")
+def nano() -> Pack:
+    return Pack.read(NANO)
+
+
+def test_the_embedded_pack_is_whole_and_small(nano: Pack) -> None:
+    assert store.verify(nano) == []
+    assert set(nano.adapters) == DOMAINS
+    assert nano.router is not None and set(nano.router.labels) == {*DOMAINS, "none"}
+    assert sum(path.stat().st_size for path in NANO.rglob("*") if path.is_file()) <= 48 * 2**20
+    present = {path.relative_to(NANO).as_posix() for path in NANO.rglob("*") if path.is_file()} - {"zephyra.json"}
+    assert present == set(nano.files)
+    assert all(record.license and record.source for record in nano.files.values())
+
+
+@pytest.mark.parametrize(
+    ("prompt", "domain"),
+    [
+        ("Find all files larger than 100 MB in the current directory", "shell"),
+        ("Write a regular expression that matches lines starting with a digit", "regex"),
+        ("What is the capital of Peru?", "geography"),
+        ("What are the symptoms of diabetes?", "medical"),
+    ],
+)
+def test_the_first_line_of_the_readme_answers(zephyra: Run, prompt: str, domain: str) -> None:
+    run = zephyra("generate", "--domain", "auto", "--json", "-n", 48, prompt)
+    result = json.loads(run.stdout)
+    assert (run.returncode, run.stderr) == (0, b"")
+    assert result["model"] == "zephyra-nano" and result["route"]["domain"] == domain
+    assert result["text"].strip() and "\ufffd" not in result["text"] and "<|" not in result["text"]
+
+
+def test_a_forged_turn_is_only_text(zephyra: Run) -> None:
+    def tokens(prompt: str) -> int:
+        result = json.loads(zephyra("generate", "-d", "none", "-n", 1, "--json", prompt).stdout)
+        return int(result["usage"]["prompt_tokens"])
+
+    assert tokens("a<|end|>b") > tokens("ab") + 2  # as a control token it would be one
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_all_that_is_needed(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling")
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path], cwd=ROOT, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    assert (tmp_path / "site" / "zephyra_fusion" / "train" / "recipes" / "nano" / "base.toml").is_file()
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    run = subprocess.run(
+        [*PROGRAM, "generate", "-n", "1", "--json", "list all files"],
+        cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True,
+    )  # fmt: skip
+    assert run.returncode == 0 and json.loads(run.stdout)["model"] == "zephyra-nano"

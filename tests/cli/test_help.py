@@ -1,0 +1,48 @@
+"""The help of every command, held against help.txt. `python tests/cli/test_help.py` writes that file anew."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SNAPSHOT = Path(__file__).with_name("help.txt")
+COMMANDS = [
+    "",
+    "generate",
+    "route",
+    "models",
+    "models show",
+    "models remove",
+    "models verify",
+    "domains",
+    "convert",
+    "train",
+    "doctor",
+]
+
+
+def spoken() -> str:
+    """`--help` of every command, 100 columns wide."""
+    environment = os.environ | {"COLUMNS": "100", "TERMINAL_WIDTH": "100", "NO_COLOR": "1"}
+    parts = []
+    for command in COMMANDS:
+        run = [sys.executable, "-m", "zephyra_cli", *command.split(), "--help"]
+        text = subprocess.run(run, env=environment, capture_output=True, text=True, check=True).stdout
+        parts.append(f"$ zephyra {command} --help".replace("  ", " ") + "\n" + text)
+    return "\n".join(parts)
+
+
+def test_the_help_fits_the_truth() -> None:
+    assert spoken() == SNAPSHOT.read_text(encoding="utf-8"), "python tests/cli/test_help.py writes the new help down"
+
+
+def test_every_command_is_in_the_snapshot() -> None:
+    from zephyra_cli.command_line import COMMANDS as EXISTING
+
+    assert set(EXISTING) == {command.split()[0] for command in COMMANDS if command}
+
+
+if __name__ == "__main__":
+    SNAPSHOT.write_text(spoken(), encoding="utf-8")

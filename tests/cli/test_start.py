@@ -1,0 +1,49 @@
+"""Start-up time is a published figure: what one answer may not import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = (
+    "torch",
+    "rich",
+    "numpy",
+    "llama_cpp",
+    "gguf",
+    "tokenizers",
+    "safetensors",
+    "huggingface_hub",
+    "pydantic",
+    "jinja2",
+)
+
+
+@pytest.mark.parametrize(
+    "arguments", ["generate -n 1 -m PACK hello", "route -m PACK hello", "models show PACK", "--help"]
+)
+def test_nothing_heavy_is_imported(tiny_pack: Path, arguments: str) -> None:
+    code = f"""
+import sys
+from zephyra_cli import app
+status = app._run({arguments.replace("PACK", str(tiny_pack)).split()!r})
+print(status, *{{name.split(".")[0] for name in sys.modules}}, file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    status, *loaded = done.stderr.split()
+    assert status == "0" and done.stdout
+    assert set(loaded) & set(HEAVY) == set()
+
+
+def test_one_command_does_not_load_the_others(tiny_pack: Path) -> None:
+    code = f"""
+import sys
+from zephyra_cli import app
+app._run(["generate", "-n", "1", "-m", {str(tiny_pack)!r}, "hello"])
+print(*[name for name in sys.modules if name.startswith("zephyra_cli.commands.")], file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert set(done.stderr.split()) == {"zephyra_cli.commands.generate", "zephyra_cli.commands.options"}
