@@ -21,8 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from zephyra_fusion.chat import END, END_OF_TEXT, PAD, SPECIAL_TOKENS, ZEPHYRA_JINJA
+
+settings.register_profile("patient", deadline=None)  # a busy machine is no failure
+settings.load_profile("patient")
 
 LAYERS, WIDTH, HEADS, HEAD, FEED_FORWARD, CONTEXT, VOCABULARY = 2, 64, 2, 32, 96, 512, 320
 QWEN2_PATTERN = (

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from zephyra_cli.backends.protocol import Backend
 from zephyra_cli.text import encode
 from zephyra_fusion.chat import ZEPHYRA, ZEPHYRA_JINJA
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.types import Message, Segment
+
+if TYPE_CHECKING:
+    from zephyra_cli.backends.protocol import Backend
 
 
 def bare_prompt(path: Path, messages: Sequence[Message], backend: Backend, *, raw: bool) -> list[int]:

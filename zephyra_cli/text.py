@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from zephyra_cli.backends.protocol import Backend
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.types import Segment
+
+if TYPE_CHECKING:
+    from zephyra_cli.backends.protocol import Backend
 
 # C0 but newline and tab, DEL, C1, and the characters that reorder what stands around them.
 _UNSAFE = (*range(0x00, 0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))

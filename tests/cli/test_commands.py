@@ -118,7 +118,7 @@ def test_doctor_tells_what_is_here(zephyra: Run, installed: Path, home: Path) ->
     run = zephyra("doctor")
     assert run.returncode == 0 and str(home) in run.stdout.decode()
     facts = json.loads(zephyra("doctor", "--json").stdout)
-    assert facts["llama.cpp"]["library"].endswith((".so", ".dylib", ".dll"))
+    assert facts["llama_cpp"]["library"].endswith((".so", ".dylib", ".dll"))
     assert "tiny" in facts["models"]
 
 

@@ -33,7 +33,7 @@ def test_each_source_overrules_the_one_before(home: Path, monkeypatch: pytest.Mo
         ("seed = true", "must be a whole number", ""),
         ("model = ", "no valid TOML", ""),
         ('backend = "lama"', "unknown backend 'lama'", "did you mean 'llama'"),
-        ("threads = 0", "threads is 0, must be at least 1", ""),
+        ("context = 0", "context is 0, must be at least 1", ""),
     ],
 )
 def test_a_wrong_file_is_refused(home: Path, text: str, message: str, hint: str) -> None:

@@ -14,14 +14,16 @@ def doctor(json: Json = False) -> None:
     facts = {
         "zephyra": _program(),
         "machine": _machine(),
-        "llama.cpp": _llama(),
-        "PyTorch": _torch(),
+        "llama_cpp": _llama(),
+        "torch": _torch(),
         "models": _models(),
     }
     if json:
         ui.write_json(facts)
         return
-    rows = [(part, name, str(value)) for part, found in facts.items() for name, value in found.items()]
+    rows = [
+        (part, name.replace("_", " "), str(value)) for part, found in facts.items() for name, value in found.items()
+    ]
     ui.write(ui.table(rows))
 
 
@@ -39,8 +41,8 @@ def _program() -> dict[str, Any]:
         "system": platform.platform(),
         "home": str(settings.home()),
         "config": f"{config}{'' if config.exists() else ' (none)'}",
-        "default model": chosen.model,
-        "default backend": f"{chosen.backend}: llama.cpp on the CPU, the only one so far",
+        "default_model": chosen.model,
+        "default_backend": f"{chosen.backend}: llama.cpp on the CPU, the only one so far",
     }
 
 
@@ -73,9 +75,9 @@ def _llama() -> dict[str, Any]:
                 self_test.PLAIN: f"runs without extra buffers: {self_test.ADVICE}",
                 self_test.BROKEN: "dies on this processor: install it anew",
             }
-            facts["self-test"] = verdicts[self_test.verdict()]
+            facts["self_test"] = verdicts[self_test.verdict()]
         else:
-            facts["self-test"] = "not needed: this processor has no AMX"
+            facts["self_test"] = "not needed: this processor has no AMX"
     except ZephyraError as error:
         facts["problem"] = f"{error.message}; {error.hint}" if error.hint else error.message
     return facts
