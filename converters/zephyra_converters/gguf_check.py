@@ -114,6 +114,10 @@ class _Inspection:
             pattern = self.get("attention.sliding_window_pattern")
             if not isinstance(pattern, list) or len(pattern) != self.whole("block_count") or not any(pattern):
                 yield "attention.sliding_window_pattern must have one flag a layer, one of them set"
+        if self.get("expert_gating_func", 1) not in (1, 2, 3):  # softmax, sigmoid, softmax over the chosen
+            yield f"{self.prefix}expert_gating_func is {self.get('expert_gating_func')}, must be 1, 2 or 3"
+        if self.get("deepstack_mapping") is not None:
+            yield "it expects images (deepstack)"
         if self.header.architecture in CLASSIFIERS:
             if self.get("pooling_type") != 4:
                 yield f"{self.prefix}pooling_type is {self.get('pooling_type')}, must be 4 (rank)"
@@ -161,6 +165,8 @@ class _Inspection:
         head = whole("attention.key_length", embd // heads)
         if (value_head := whole("attention.value_length", embd // heads)) != head:
             raise _Fault(f"attention.value_length is {value_head}, attention.key_length is {head}: they must be equal")
+        if {whole("attention.key_length_swa", head), whole("attention.value_length_swa", head)} != {head}:
+            raise _Fault("the heads of its window layers have a size of their own")
         if self.get("embedding_length_out", embd) != embd:
             raise _Fault(f"embedding_length_out is {self.get('embedding_length_out')}, embedding_length is {embd}")
         rotary = whole("rope.dimension_count", head)
@@ -190,7 +196,8 @@ class _Inspection:
         if not experts and not self.architecture.dense and self.architecture.experts:
             raise _Fault("expert_count is 0, this architecture has nothing but experts")
         self.whole("expert_used_count", 0, low=min(experts, 1), high=experts)
-        if self.get("expert_group_count", 0) not in (0, 1) or self.get("expert_group_used_count", 0) not in (0, 1):
+        groups = self.whole("expert_group_count", 0, low=0), self.whole("expert_group_used_count", 0, low=0)
+        if max(groups) > 1 or groups[0] and experts < 2:
             raise _Fault("expert groups are not supported")
         ff = self.whole("feed_forward_length", None if self.architecture.dense else 1)
         expert_ff = self.whole(self.architecture.expert_ff) if experts else 1

@@ -57,6 +57,8 @@ def test_accepts_the_good_ones(tiny_gguf: Path, tiny_router: Path, tiny_adapters
         ({"qwen3.context_length": None}, "context_length is missing"),
         ({"qwen3.embedding_length": 128}, "has the shape"),
         ({"qwen3.feed_forward_length": "many"}, "feed_forward_length is many"),
+        ({"qwen3.expert_gating_func": 9}, "expert_gating_func is 9"),
+        ({"qwen3.attention.key_length_swa": 16}, "window layers have a size of their own"),
         ({"split.count": 4}, "split over several files"),
         ({"tokenizer.ggml.model": "none"}, "tokenizer.ggml.model is 'none'"),
         ({"tokenizer.ggml.tokens": None}, "tokens is missing"),
@@ -143,6 +145,12 @@ def test_refuses_an_adapter(
         check_adapter(path, read_header(tiny_gguf))
 
 
+ADDED = """embedding_length_out attention.causal pooling_type nextn_predict_layers expert_count expert_used_count
+expert_group_count attention.sliding_window rope.dimension_count rope.dimension_count_swa attention.key_length_swa
+attention.clamp_kqv attention.scale rope.scaling.type rope.scaling.factor rope.scaling.original_context_length
+rope.scaling.attn_factor rope.scaling.yarn_log_multiplier residual_scale embedding_scale logit_scale vocab_size"""
+
+
 def odd_models(make: Make, metadata: dict[str, Any], tensors: dict[str, Any], folder: Path) -> Iterator[Path]:
     """tiny_gguf with one key or one tensor made odd, each as a file of its own."""
     serial = 0
@@ -163,6 +171,10 @@ def odd_models(make: Make, metadata: dict[str, Any], tensors: dict[str, Any], fo
                 continue  # the writer of the fixture needs one
             serial += 1
             yield make(folder / f"{serial:04d}.gguf", {key: replacement})
+    for key in ADDED.split():
+        for replacement in 0, 1, 5, 2**32 - 1, 0.5, -1.0, NAN, "linear", "longrope", "yarn", [1, 2], True:
+            serial += 1
+            yield make(folder / f"{serial:04d}.gguf", {f"{metadata['general.architecture']}.{key}": replacement})
     for name, value in list(tensors.items())[:14]:
         for replacement in (
             None,

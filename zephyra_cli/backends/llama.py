@@ -13,6 +13,7 @@ from pathlib import Path
 
 from zephyra_converters.gguf_check import check_model
 from zephyra_converters.gguf_check_lora import check_adapter
+from zephyra_converters.gguf_shapes import DECODERS
 
 from zephyra_cli.backends.kv import KV_TYPES, Context, ContextPool, ContextSettings, Mix
 from zephyra_cli.backends.library import library, take_errors
@@ -83,7 +84,8 @@ class LlamaBackend:
             threads=min(threads or _DEFAULT_THREADS, usable_cores()),
             flash_attention=head > 64 if flash_attention is None else flash_attention,
             kv_type=kv_type,
-            window=self._number("attention.sliding_window", 0),
+            # Other architectures may carry the key (Qwen2 does); llama.cpp then reads it and has no windows.
+            window=self._number("attention.sliding_window") if DECODERS[header.architecture].window else 0,
         )
         self._pool = ContextPool(self._lib, self._model, self._settings, limit=self.context_length, live=live_mixes)
         self._adapters: dict[str, int] = {}
