@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,7 @@ class Adapter:
     path: Path
     name: str
     base: str = ""  # what the file says it was trained on
+    base_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of the base's tensors that it carries
     license: str | None = None
 
     @property
@@ -71,6 +72,11 @@ def check_belongs(adapter: Adapter, config: FusionConfig) -> None:
             wrong.append(f"the base has no module '{module}'")
         elif (pair.b.shape[0], pair.a.shape[1]) != shape or pair.a.shape[0] != pair.b.shape[1]:
             wrong.append(f"'{module}' is {list(shape)} in the base, B A is {list(pair.b.shape)} {list(pair.a.shape)}")
+    wrong += [
+        f"'{name}' is {list(shape)}, the base's {list(shapes[name])}: the vocabulary grew"
+        for name, shape in adapter.base_shapes.items()
+        if name in shapes and shapes[name] != shape
+    ]
     if wrong:
         more = f"; and {len(wrong) - 6} more" if len(wrong) > 6 else ""
         raise ZephyraError(

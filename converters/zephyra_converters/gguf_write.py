@@ -65,7 +65,8 @@ def _type_of(tensor: LazyTensor, wanted: str) -> str:
 
 def _tensors(checkpoint: Checkpoint, architecture: Architecture) -> Iterator[LazyTensor]:
     """In the order of Hugging Face's names, the experts of a matrix stacked to one tensor."""
-    unknown, stacks = [], {}
+    unknown: list[str] = []
+    stacks: dict[str, dict[int, LazyTensor]] = {}
     for name, tensor in checkpoint.tensors.items():
         found = translate(name, DECODER)
         if found is None:

@@ -16,6 +16,8 @@ from zephyra_fusion.errors import ZephyraError
 
 PREFIX = "base_model.model."
 _KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
+# The base's own table, which PEFT saves along when the adapter targets it.
+_COPY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.base_layer\.weight")
 # Options of PEFT's LoRA that change the mathematics when they are on.
 _REFUSED = {
     "use_dora": "DoRA (use_dora)",
@@ -46,10 +48,12 @@ def read_peft(folder: Path) -> Adapter:
             hint="merge it into the base with PEFT (merge_and_unload) and convert the merged checkpoint",
         )
     sides: dict[str, dict[str, LazyTensor]] = {}
+    copies: dict[str, tuple[int, ...]] = {}
     for name, tensor in tensors.items():
-        match = _KEY.fullmatch(name)
-        assert match is not None  # _refused_tensors saw to that
-        sides.setdefault(match["module"], {})[match["side"]] = tensor
+        if match := _KEY.fullmatch(name):
+            sides.setdefault(match["module"], {})[match["side"]] = tensor
+        elif match := _COPY.fullmatch(name):
+            copies[match["module"] + ".weight"] = tensor.shape
     if broken := sorted(module for module, pair in sides.items() if len(pair) != 2):
         raise ZephyraError(f"the adapter {folder} lacks lora_A or lora_B of: {', '.join(broken[:6])}")
     if not sides:
@@ -59,10 +63,12 @@ def read_peft(folder: Path) -> Adapter:
         wanted = int(_patterned(config.get("rank_pattern"), module, config.get("r", 8)))
         if len(pair.a.shape) != 2 or len(pair.b.shape) != 2 or not pair.a.shape[0] == pair.b.shape[1] == wanted:
             raise ZephyraError(
-                f"the adapter {folder}: '{module}' is {list(pair.a.shape)} and {list(pair.b.shape)}, its config says r {wanted}"
+                f"the adapter {folder}: '{module}' is {list(pair.a.shape)} and {list(pair.b.shape)}, "
+                f"its config says r {wanted}"
             )
     return Adapter(
         pairs=pairs,
+        base_shapes=copies,
         path=folder,
         name=folder.resolve().name,
         base=str(config.get("base_model_name_or_path") or ""),
@@ -137,7 +143,7 @@ def _refused(config: Mapping[str, Any]) -> list[str]:
 
 def _refused_tensors(tensors: Mapping[str, LazyTensor]) -> list[str]:
     """Tensors that are no plain pair: trained embeddings (a grown vocabulary), magnitudes, whole layers."""
-    others = sorted(name for name in tensors if not _KEY.fullmatch(name))
+    others = sorted(name for name in tensors if not (_KEY.fullmatch(name) or _COPY.fullmatch(name)))
     if not others:
         return []
     grown = [name for name in others if "embed_tokens" in name or "lm_head" in name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -42,7 +43,36 @@ class Comparison:
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
-def fixed_texts(vocab_size: int, context: int, count: int = TEXTS) -> list[list[int]]:
+PROMPTS = (
+    "List the ten largest files below the current folder, human readable.",
+    "SELECT name, count(*) FROM orders GROUP BY name HAVING count(*) > 3;",
+    "def fibonacci(n):\n    if n < 2:\n        return n\n    return",
+    "A regular expression that matches an ISO date is ^\\d{4}-",
+    "What is 17 * 23? Think step by step.",
+    "The patient reports a headache and a temperature of 38.5 degrees since",
+    "serendipity (noun): the occurrence of",
+    "What is the capital of Australia, and on which river does Paris lie?",
+    "Once upon a time there was a little fox who could not sleep, so",
+    "Der schnelle braune Fuchs springt über den faulen Hund. 你好，世界 👋",
+    '{"name": "zephyra", "version": 1, "files": ["base.gguf", "router.gguf"',
+    "Hello! How are you today?",
+)
+
+
+def prompt_texts(checkpoint: Checkpoint) -> list[list[int]]:
+    """PROMPTS in the checkpoint's own ids, and fixed random ids that reach the corners of the vocabulary."""
+    context = checkpoint.config.max_position_embeddings
+    texts = []
+    if checkpoint.tokenizer is not None:
+        import tokenizers
+
+        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(checkpoint.tokenizer.tokenizer))
+        encoded = tokenizer.encode_batch(list(PROMPTS), add_special_tokens=False)
+        texts = [encoding.ids[: min(LENGTH, context)] for encoding in encoded]
+    return texts + random_texts(checkpoint.config.vocab_size, context, TEXTS - len(texts))
+
+
+def random_texts(vocab_size: int, context: int, count: int = TEXTS) -> list[list[int]]:
     """Always the same token ids for a vocabulary: long and short texts, all ids alike."""
     draw = random.Random(f"zephyra {vocab_size}")
     longest = min(LENGTH, context)
@@ -57,8 +87,7 @@ class Proof:
     """
 
     def __init__(self, checkpoint: Checkpoint, source: Source | None = None) -> None:
-        config = checkpoint.config
-        self.texts = fixed_texts(config.vocab_size, config.max_position_embeddings)
+        self.texts = prompt_texts(checkpoint)
         self._checkpoint, self._source = checkpoint, source
         self._logits: list[np.ndarray] | None = None
 
@@ -106,7 +135,7 @@ class Proof:
 
 def verify_router(router: RouterCheckpoint, gguf: Path, quantization: str) -> Comparison:
     """Hold the classifier's logits against the router's own arithmetic."""
-    texts = fixed_texts(router.config.vocab_size, router.config.max_tokens)
+    texts = random_texts(router.config.vocab_size, router.config.max_tokens)
     labels = len(router.config.labels)
     with LoadedGGUF(gguf, LENGTH, classifier=True) as loaded:
         theirs = [loaded.class_logits(ids, labels)[None] for ids in texts]
