@@ -107,8 +107,9 @@ class _Inspection:
             yield "the model is split over several files; join them first"
         if self.get("nextn_predict_layers", 0) != 0:
             yield "it has multi-token-prediction layers"
-        if self.get("attention.causal", True) is not True and self.header.architecture in DECODERS:
-            yield "its attention is not causal"
+        causal = self.header.architecture in DECODERS
+        if self.get("attention.causal", True) is not causal:
+            yield f"{self.prefix}attention.causal must be {causal}"
         if self.architecture.window:
             self.whole("attention.sliding_window")
             pattern = self.get("attention.sliding_window_pattern")

@@ -59,6 +59,7 @@ def test_accepts_the_good_ones(tiny_gguf: Path, tiny_router: Path, tiny_adapters
         ({"qwen3.feed_forward_length": "many"}, "feed_forward_length is many"),
         ({"qwen3.expert_gating_func": 9}, "expert_gating_func is 9"),
         ({"qwen3.attention.key_length_swa": 16}, "window layers have a size of their own"),
+        ({"qwen3.attention.causal": False}, "attention.causal must be True"),
         ({"split.count": 4}, "split over several files"),
         ({"tokenizer.ggml.model": "none"}, "tokenizer.ggml.model is 'none'"),
         ({"tokenizer.ggml.tokens": None}, "tokens is missing"),

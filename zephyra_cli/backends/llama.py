@@ -64,6 +64,8 @@ class LlamaBackend:
             raise ZephyraError(f"the context is {context}, this model allows 1 to {trained} tokens")
         if threads is not None and threads < 1:
             raise ZephyraError(f"threads is {threads}, must be at least 1")
+        if n_batch < 1 or live_mixes < 1:  # llama.cpp aborts on an empty batch
+            raise ValueError(f"n_batch is {n_batch}, live_mixes is {live_mixes}: both must be at least 1")
         if kv_type not in KV_TYPES:
             raise ZephyraError(f"unknown cache type '{kv_type}'", hint=did_you_mean(kv_type, KV_TYPES))
         self.context_length = context or min(trained, _DEFAULT_CONTEXT)

@@ -193,6 +193,9 @@ def test_refuses_bad_options(tiny_gguf: Path, tmp_path: Path) -> None:
     for threads in 0, -3:
         with pytest.raises(ZephyraError, match=f"threads is {threads}"):
             LlamaBackend(tiny_gguf, threads=threads)
+    for option in "n_batch", "live_mixes":
+        with pytest.raises(ValueError, match=f"{option} is 0"):
+            LlamaBackend(tiny_gguf, **{option: 0})
     with pytest.raises(ZephyraError, match="cannot read"):
         LlamaBackend(tmp_path / "missing.gguf")
 
