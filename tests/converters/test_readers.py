@@ -1,0 +1,185 @@
+"""Bad input to the readers: a clear ZephyraError, never a crash, a hang or memory by a stranger's number."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import random
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from zephyra_converters.checkpoint import LazyTensor
+from zephyra_converters.dtypes import from_float32, to_float32
+from zephyra_converters.hf import read_hf
+from zephyra_converters.safetensors_file import read_safetensors, write_safetensors
+from zephyra_converters.torch_file import read_torch
+
+from zephyra_fusion.errors import ZephyraError
+
+
+def test_safetensors_reads_what_others_write_and_the_other_way(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import load_file, save_file
+
+    values = {
+        n: torch.randn(3, 5).to(t) for n, t in (("a", torch.float32), ("b", torch.float16), ("c", torch.bfloat16))
+    }
+    save_file(values, tmp_path / "theirs.safetensors")
+    ours = read_safetensors(tmp_path / "theirs.safetensors")
+    for name, value in values.items():
+        assert np.array_equal(ours[name].read(), value.float().numpy())
+    write_safetensors(tmp_path / "ours.safetensors", ours.values())
+    back = load_file(tmp_path / "ours.safetensors")
+    for name, value in values.items():
+        assert back[name].dtype == value.dtype and torch.equal(back[name], value)
+
+
+def test_bf16_rounds_as_torch_does() -> None:
+    torch = pytest.importorskip("torch")
+    values = np.concatenate([np.random.default_rng(0).standard_normal(4096), [0.0, -0.0, 3.4e38, 1e-40]]).astype("f4")
+    theirs = torch.from_numpy(values).to(torch.bfloat16).float().numpy()
+    assert np.array_equal(to_float32(from_float32(values, "BF16", "x"), "BF16", "x"), theirs)
+
+
+def test_f16_overflow_is_named() -> None:
+    with pytest.raises(ZephyraError, match="'x' has values up to 70000, F16 ends at 65504"):
+        from_float32(np.array([7e4], np.float32), "F16", "x")
+
+
+def safetensors(header: Any, data: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "header length"),
+        (b"\xff" * 16, "header length"),
+        (struct.pack("<Q", 2**40) + b"{}", "header length"),
+        (safetensors(b"{nonsense"), "no JSON"),
+        (safetensors(b"[" * 200_000), "no JSON"),
+        (safetensors([1, 2]), "no JSON object"),
+        (safetensors(b'{"a":1,"a":2}'), "duplicate entries.*: a"),
+        (safetensors({"a": ENTRY}), "lies at bytes 0..8, the file has 0"),
+        (safetensors({"a": ENTRY | {"shape": [3]}}, bytes(8)), "needs others"),
+        (safetensors({"a": ENTRY | {"shape": [2**62, 2**62]}}, bytes(8)), "needs others"),
+        (safetensors({"a": ENTRY | {"shape": [-2]}}, bytes(8)), "malformed"),
+        (safetensors({"a": ENTRY | {"shape": "x"}}, bytes(8)), "malformed"),
+        (safetensors({"a": ENTRY | {"data_offsets": [8, 0]}}, bytes(8)), "lies at bytes"),
+        (safetensors({"a": ENTRY | {"dtype": "F8"}}, bytes(8)), "'F8'"),
+        (safetensors({"a": ENTRY, "b": ENTRY}, bytes(8)), "overlap"),
+    ],
+)
+def test_damaged_safetensors(content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(content)
+    with pytest.raises(ZephyraError, match=said):
+        read_safetensors(tmp_path / "a.safetensors")
+
+
+def test_fuzzed_safetensors_headers_never_crash(tmp_path: Path) -> None:
+    names = [f"layer.{n}" for n in range(4)]
+    write_safetensors(tmp_path / "good", [LazyTensor(n, (2, 3), "F32", lambda: np.zeros((2, 3), "f4")) for n in names])
+    good, draw, refused = (tmp_path / "good").read_bytes(), random.Random(1), 0
+    for _ in range(2000):
+        data = bytearray(good)
+        for _ in range(draw.randint(1, 4)):
+            data[draw.randrange(min(len(data), 320))] = draw.choice((0, 0xFF, 0x22, 0x7B, 0x39, draw.randrange(256)))
+        del data[draw.choice((len(data), draw.randrange(len(data)))) :]
+        (tmp_path / "bad").write_bytes(data)
+        try:
+            for tensor in read_safetensors(tmp_path / "bad").values():
+                tensor.read()
+        except ZephyraError:
+            refused += 1
+    assert refused > 1000
+
+
+def shard(folder: Path, target: Path, weight_map: Callable[[dict[str, str]], dict[str, str]]) -> Path:
+    """The checkpoint in two shards, its index changed by `weight_map`."""
+    target.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (target / name).write_bytes((folder / name).read_bytes())
+    tensors = list(read_safetensors(folder / "model.safetensors").values())
+    halves = {"one.safetensors": tensors[::2], "two.safetensors": tensors[1::2]}
+    for name, half in halves.items():
+        write_safetensors(target / name, half)
+    index = {tensor.name: name for name, half in halves.items() for tensor in half}
+    (target / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map(index)}))
+    return target
+
+
+def test_shards_are_read(checkpoint_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    whole = read_hf(checkpoint_folder("qwen3"))
+    parts = read_hf(shard(checkpoint_folder("qwen3"), tmp_path / "shards", lambda index: index))
+    assert set(parts.tensors) == set(whole.tensors)
+    assert all(np.array_equal(parts.tensors[n].read(), t.read()) for n, t in whole.tensors.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda index: index | {"model.norm.weight": "../outside.safetensors"}, "only files beside it"),
+        (lambda index: index | {"model.norm.weight": "/etc/passwd"}, "only files beside it"),
+        (lambda index: index | {"model.norm.weight": "three.safetensors"}, "'three.safetensors', which is missing"),
+        (lambda index: index | {"model.extra.weight": "one.safetensors"}, "promises tensors that no shard has"),
+        (lambda index: {"model.norm.weight": 7}, "no weight_map"),
+    ],
+)
+def test_bad_indexes(
+    change: Callable[[dict[str, Any]], dict[str, Any]],
+    said: str,
+    checkpoint_folder: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    folder = shard(checkpoint_folder("qwen3"), tmp_path / "shards", change)
+    with pytest.raises(ZephyraError, match=said):
+        read_hf(folder)
+
+
+def test_a_truncated_shard_is_named(checkpoint_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = shard(checkpoint_folder("qwen3"), tmp_path / "shards", lambda index: index)
+    data = (folder / "two.safetensors").read_bytes()
+    (folder / "two.safetensors").write_bytes(data[:-100])
+    with pytest.raises(ZephyraError, match="two.safetensors: tensor '.*' lies at"):
+        read_hf(folder)
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (print, ("code from a weight file runs",))
+
+
+def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch = pytest.importorskip("torch")
+    torch.save({"a": _Evil()}, tmp_path / "evil.bin")
+    (tmp_path / "old.bin").write_bytes(pickle.dumps({"a": _Evil()}))
+    for name in ("evil.bin", "old.bin"):
+        with pytest.raises(ZephyraError):
+            read_torch(tmp_path / name)
+    assert "runs" not in capsys.readouterr().out
+
+
+def test_bin_checkpoints_are_read(checkpoint_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    source = checkpoint_folder("qwen3")
+    (tmp_path / "config.json").write_bytes((source / "config.json").read_bytes())
+    whole = read_hf(source)
+    torch.save({n: torch.from_numpy(t.read()) for n, t in whole.tensors.items()}, tmp_path / "pytorch_model.bin")
+    parts = read_hf(tmp_path)
+    assert all(np.array_equal(parts.tensors[n].read(), t.read()) for n, t in whole.tensors.items())
+
+
+def test_a_folder_without_weights_or_config(tmp_path: Path, checkpoint_folder: Callable[[str], Path]) -> None:
+    with pytest.raises(ZephyraError, match="cannot read"):
+        read_hf(tmp_path)
+    (tmp_path / "config.json").write_bytes((checkpoint_folder("qwen3") / "config.json").read_bytes())
+    with pytest.raises(ZephyraError, match="no weights"):
+        read_hf(tmp_path)
