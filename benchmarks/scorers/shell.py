@@ -19,7 +19,7 @@ def program(command: str) -> str:
         elif after_sudo and word.startswith("-"):
             at += word in _SUDO_WITH_VALUE
         elif word and not _ASSIGNMENT.fullmatch(word):
-            return word.rstrip("|&;").rpartition("/")[2]
+            return re.split(r"[|&;<>]", word)[0].rpartition("/")[2]
         at += 1
     return "sudo" if after_sudo else ""
 
