@@ -32,10 +32,12 @@ class LlamaBackend:
     """A GGUF model in llama.cpp on the CPU; see `protocol.Backend` for what the methods promise.
 
     context: tokens for prompt and answer; default: what the model was trained for, at most 4096.
-    threads: never more than this process may keep busy (a third thread on two cores halves the speed).
+    threads: never more than this process may keep busy (a third thread on two cores halves the speed). Where other
+        programs keep the cores busy, 1 is far faster: the threads wait for each other at every matrix.
     n_batch: prompt tokens read between two chances for Ctrl-C.
     kv_type: f16 (default), f32 (exactness), q8_0 (keys only: a quarter less memory).
-    flash_attention: default: on, except for heads of at most 64, which it slows down.
+    flash_attention: default: on, except for heads of at most 64, which it slows down. With it, from 512 tokens of
+        cache on, the last bits of the logits depend on the number of threads.
     extra_buffers: let llama.cpp repack the weights (AMX, interleaved rows): faster for long work, slower to start.
         One-shot runs leave it off. Where the library's AMX build may be broken, `self_test` has the last word.
     live_mixes: adapter mixes whose cache is kept.
@@ -81,9 +83,10 @@ class LlamaBackend:
         if not self._model:
             raise ZephyraError(f"llama.cpp cannot load {path}: {take_errors()}")
         self._vocab = self._lib.llama_model_get_vocab(self._model)
+        self.threads = min(threads or _DEFAULT_THREADS, usable_cores())
         self._settings = ContextSettings(
             n_batch=n_batch,
-            threads=min(threads or _DEFAULT_THREADS, usable_cores()),
+            threads=self.threads,
             flash_attention=head > 64 if flash_attention is None else flash_attention,
             kv_type=kv_type,
             # Other architectures may carry the key (Qwen2 does); llama.cpp then reads it and has no windows.

@@ -200,6 +200,15 @@ def test_refuses_bad_options(tiny_gguf: Path, tmp_path: Path) -> None:
         LlamaBackend(tmp_path / "missing.gguf")
 
 
+def test_never_more_threads_than_cores(tiny_gguf: Path) -> None:
+    from zephyra_cli.devices import usable_cores
+
+    for wanted, given in (None, min(8, usable_cores())), (1, 1), (1000, usable_cores()):
+        backend = LlamaBackend(tiny_gguf, threads=wanted)
+        assert backend.threads == given
+        backend.close()
+
+
 def test_weights_that_are_no_numbers(make_gguf: Callable[..., Path], tiny_weights: Any, tmp_path: Path) -> None:
     path = make_gguf(tmp_path / "nan.gguf", {}, {"output_norm.weight": tiny_weights["output_norm.weight"] * np.nan})
     backend = LlamaBackend(path)
