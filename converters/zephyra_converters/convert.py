@@ -44,6 +44,9 @@ class Options:
     name: str | None = None
     description: str = ""
     license: str = ""
+    origin: str = ""
+    descriptions: Mapping[str, str] = field(default_factory=dict)  # of a pack's domains
+    generation: Mapping[str, Any] = field(default_factory=dict)  # SamplingParams of a pack
     verify: bool = True
     dry_run: bool = False
     force: bool = False
@@ -151,6 +154,9 @@ def _pack(source: Path, target: Path | None, options: Options) -> tuple[list[Par
         name=name,
         description=options.description,
         license=options.license or base.license or "",
+        origin=options.origin,
+        descriptions=options.descriptions,
+        generation=options.generation,
     )
     target = target or Path(name)
     check_target(source, target, force=options.force)

@@ -34,6 +34,7 @@ class PackSources:
     name: str
     description: str = ""
     license: str = ""
+    origin: str = ""  # where the files came from; without it, the name of each one's source
     descriptions: Mapping[str, str] = field(default_factory=dict)  # of the domains
     generation: Mapping[str, Any] = field(default_factory=dict)  # SamplingParams that differ from the defaults
 
@@ -156,7 +157,7 @@ def manifest(sources: PackSources, folder: Path, parts: list[Part]) -> dict[str,
             "sha256": _sha256(path),
             "size": path.stat().st_size,
             "license": made.license or sources.license,
-            "source": made.source,
+            "source": sources.origin or made.source,
         }
     return values
 
