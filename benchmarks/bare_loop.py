@@ -18,9 +18,8 @@ class BareLoop:
     """One model by llama-cpp-python's low-level module, with the library's own defaults but for the threads."""
 
     def __init__(self, model: Path, threads: int) -> None:
-        from zephyra_converters.loaded import llama
-
         from zephyra_cli.backends.self_test import extra_buffers_allowed
+        from zephyra_converters.loaded import llama
 
         self.lib: Any = llama()
         params = self.lib.llama_model_default_params()

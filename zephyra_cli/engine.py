@@ -222,6 +222,7 @@ class Engine:
                 "sha256": {name: pack.files[name].sha256 for name in used if name in pack.files},
                 "backend": self.backend.name,
                 "context": self.backend.context_length,
+                "threads": self.backend.threads,  # they decide the last bits of a sum, so of a near tie
                 "weights": dict(weights),
                 "messages": [[message.role, message.content] for message in request.messages],
                 "raw": request.raw,

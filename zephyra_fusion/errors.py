@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -21,6 +20,8 @@ class ZephyraError(Exception):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A hint for a name that is not among `known`: the nearest one, and the list where it is short."""
+    import difflib  # 2 ms that only a mistake should cost
+
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1)
     listed = f"known: {', '.join(names)}" if 0 < len(names) <= 24 else ""

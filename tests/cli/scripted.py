@@ -17,7 +17,7 @@ STOP = SPECIAL_TOKENS.index("<|end|>")
 class ScriptedBackend:
     """Byte tokens in; out come `pieces`, one a token, then the stop token. An exception among them is raised there."""
 
-    name, device, context_length = "scripted", "cpu", 4096
+    name, device, context_length, threads = "scripted", "cpu", 4096, 1
     stop_ids = frozenset({STOP})
 
     def __init__(self, *pieces: bytes | BaseException) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from zephyra_converters.convert import Options, convert
 from zephyra_converters.gguf_header import read_header
 from zephyra_converters.safetensors_file import read_safetensors, write_safetensors
-
 from zephyra_fusion.errors import ZephyraError
 
 

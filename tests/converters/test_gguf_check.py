@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from zephyra_converters.gguf_check import check_classifier, check_gguf, check_model
 from zephyra_converters.gguf_check_lora import check_adapter
 from zephyra_converters.gguf_header import read_header
-
 from zephyra_fusion.errors import ZephyraError
 
 Make = Callable[..., Path]

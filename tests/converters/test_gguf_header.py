@@ -10,8 +10,8 @@ from struct import pack
 from typing import Any
 
 import pytest
-from zephyra_converters.gguf_header import GGML_TYPES, read_header
 
+from zephyra_converters.gguf_header import GGML_TYPES, read_header
 from zephyra_fusion.errors import ZephyraError
 
 

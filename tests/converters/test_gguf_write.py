@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from tests.converters.conftest import FAMILIES
 from zephyra_converters.decoder_reference import reference_logits
 from zephyra_converters.gguf_write import plan_gguf, write_gguf
 from zephyra_converters.hf import read_hf
 from zephyra_converters.loaded import LoadedGGUF
 from zephyra_converters.tokenizer_parity import check_tokenizer
-
-from tests.converters.conftest import FAMILIES
 
 
 def oracle_logits(model: Any, ids: list[int]) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from zephyra_converters.checkpoint import LazyTensor
 from zephyra_converters.convert import Options, convert
 from zephyra_converters.decoder_reference import reference_logits
@@ -18,7 +19,6 @@ from zephyra_converters.loaded import LoadedGGUF
 from zephyra_converters.lora import read_lora_gguf, write_lora_gguf
 from zephyra_converters.peft import read_peft, write_peft
 from zephyra_converters.safetensors_file import read_safetensors, write_safetensors
-
 from zephyra_fusion.errors import ZephyraError
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from zephyra_converters.checkpoint import LazyTensor
 from zephyra_converters.dtypes import from_float32, to_float32
 from zephyra_converters.hf import read_hf
 from zephyra_converters.safetensors_file import read_safetensors, write_safetensors
 from zephyra_converters.torch_file import read_torch
-
 from zephyra_fusion.errors import ZephyraError
 
 

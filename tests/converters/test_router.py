@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from zephyra_converters.loaded import LoadedGGUF
 from zephyra_converters.router import read_router, write_router_gguf
 from zephyra_converters.router_reference import router_logits
-
 from zephyra_fusion.errors import ZephyraError
 
 LABELS = ["shell", "sql", "code", "none"]

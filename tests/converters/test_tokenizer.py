@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
 from zephyra_converters.checkpoint import Checkpoint, TokenizerFiles
 from zephyra_converters.gguf_read import read_gguf
 from zephyra_converters.gguf_write import plan_gguf, write_gguf
@@ -16,7 +17,6 @@ from zephyra_converters.hf import read_hf
 from zephyra_converters.loaded import LoadedGGUF
 from zephyra_converters.tokenizer import PRE_TOKENIZERS, tokenizer_files_of, vocabulary_of
 from zephyra_converters.tokenizer_parity import check_tokenizer, hostile_strings
-
 from zephyra_fusion.chat import END, SPECIAL_TOKENS
 from zephyra_fusion.config import FusionConfig
 from zephyra_fusion.errors import ZephyraError
@@ -54,6 +54,7 @@ def config_for(tokenizer: dict[str, Any], **more: Any) -> FusionConfig:
 
 def checkpoint_with(tokenizer: dict[str, Any]) -> Checkpoint:
     import numpy as np
+
     from zephyra_converters.checkpoint import LazyTensor
     from zephyra_converters.hf import expected_shapes
 

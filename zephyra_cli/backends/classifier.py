@@ -7,11 +7,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from zephyra_converters.gguf_check import check_classifier
-
 from zephyra_cli.backends.library import Batch, library, take_errors
 from zephyra_cli.backends.self_test import extra_buffers_allowed
 from zephyra_cli.devices import usable_cores
+from zephyra_converters.gguf_check import check_classifier
 from zephyra_fusion.errors import ZephyraError
 
 _RANK_POOLING = 4

@@ -11,16 +11,15 @@ from collections.abc import Generator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from zephyra_converters.gguf_check import check_model
-from zephyra_converters.gguf_check_lora import check_adapter
-from zephyra_converters.gguf_shapes import DECODERS
-
 from zephyra_cli.backends.kv import KV_TYPES, Context, ContextPool, ContextSettings, Mix
 from zephyra_cli.backends.library import library, take_errors
 from zephyra_cli.backends.protocol import GenerationUsage
 from zephyra_cli.backends.sampler import Sampler
 from zephyra_cli.backends.self_test import extra_buffers_allowed
 from zephyra_cli.devices import usable_cores
+from zephyra_converters.gguf_check import check_model
+from zephyra_converters.gguf_check_lora import check_adapter
+from zephyra_converters.gguf_shapes import DECODERS
 from zephyra_fusion.errors import ZephyraError, did_you_mean
 from zephyra_fusion.types import SamplingParams, Token, check_weights
 

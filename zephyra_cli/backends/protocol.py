@@ -47,6 +47,8 @@ class Backend(Protocol):
     """`cpu`, `cuda` or `mps`."""
     context_length: int
     """Most tokens that prompt and answer may have together."""
+    threads: int
+    """That compute. They decide the last bits of a sum, so an answer repeats exactly for the same number."""
     vocab_size: int
     usage: GenerationUsage
     """Of the last `generate`."""

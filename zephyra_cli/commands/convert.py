@@ -56,11 +56,10 @@ def convert(
 
     To GGUF, or from GGUF back to Hugging Face's format.
     """
-    from zephyra_converters.convert import Options
-    from zephyra_converters.convert import convert as run
-
     from zephyra_cli import ui
     from zephyra_cli.progress import Progress
+    from zephyra_converters.convert import Options
+    from zephyra_converters.convert import convert as run
 
     adapters = _adapters(adapter or ())
     with Progress() as progress:

@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from zephyra_converters.gguf_header import read_header
 
 from zephyra_cli.backends import self_test
 from zephyra_cli.backends.self_test import BROKEN, EXTRA, PLAIN
 from zephyra_cli.backends.self_test_model import model_bytes
+from zephyra_converters.gguf_header import read_header
 from zephyra_fusion.errors import ZephyraError
 
 SEGFAULT = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
