@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _EXPORTS = {  # name: module that defines it
     "AdaptiveInput": "layers.embedding",
+    "BaseTransformerLayer": "layers.block",
     "ChatTemplate": "chat",
     "FusionConfig": "config",
     "Message": "types",
@@ -23,6 +24,9 @@ _EXPORTS = {  # name: module that defines it
     "ScaledDotProductAttention": "layers.scaled_dot_product",
     "Segment": "types",
     "Token": "types",
+    "TransformerBlock": "layers.parallel_block",
+    "TransformerDecoder": "layers.decoder",
+    "TransformerEncoder": "layers.encoder",
     "ZephyraError": "errors",
     "ZephyraFusion": "model",
     "ZephyraFusionBlock": "layers.block",

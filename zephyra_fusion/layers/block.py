@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -50,6 +51,40 @@ class DecoderLayer(BaseTransformerLayer):
     ) -> Tensor:
         """`x [B, T, hidden]`; `mask` True = may look; `causal` stands for the plain triangle without a mask."""
         x = self.residual(x, self.input_layernorm, lambda y: self.self_attn(y, rotation, mask, causal, cache))
+        return self.residual(x, self.post_attention_layernorm, self.mlp)
+
+
+class CrossAttentionLayer(BaseTransformerLayer):
+    """Self-attention, attention to a memory, feed-forward.
+
+    A memory has no positions in common with the queries: with attention `frequency` it is met by scores (`sdpa`).
+    """
+
+    def __init__(self, config: LayerConfig) -> None:
+        super().__init__(config)
+        self.cross_attn = Attention(replace(config, attention="sdpa") if config.attention == "frequency" else config)
+        self.cross_attention_layernorm = NORMS[config.norm](config.hidden_size, config.rms_norm_eps)
+
+    def remember(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values `[B, heads, S, head_dim]` of a `memory [B, S, hidden]`."""
+        return self.cross_attn.keys(memory), self.cross_attn.values(memory)
+
+    def forward(
+        self,
+        x: Tensor,
+        remembered: tuple[Tensor, Tensor],
+        mask: Tensor | None = None,
+        causal: bool = False,
+        memory_mask: Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """`x [B, T, hidden]`; masks True = may look; `causal` is about `x` alone."""
+
+        def cross(y: Tensor) -> Tensor:
+            return self.cross_attn.attend(self.cross_attn.queries(y), *remembered, memory_mask, causal=False)
+
+        x = self.residual(x, self.input_layernorm, lambda y: self.self_attn(y, None, mask, causal, cache))
+        x = self.residual(x, self.cross_attention_layernorm, cross)
         return self.residual(x, self.post_attention_layernorm, self.mlp)
 
 

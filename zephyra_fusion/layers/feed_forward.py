@@ -21,7 +21,10 @@ ACTIVATIONS.register("gelu")(functional.gelu)
 
 @FEED_FORWARDS.register("swiglu")
 class GatedFeedForward(nn.Module):
-    """down(act(gate(x)) * up(x)), SwiGLU with silu (Shazeer, arXiv:2002.05202); Llama's names."""
+    """down(act(gate(x)) * up(x)), SwiGLU with silu (Shazeer, arXiv:2002.05202); Llama's names.
+
+    Names decide, not order: zeta and PaLM store the rows of `up` before those of `gate`.
+    """
 
     def __init__(self, config: LayerConfig) -> None:
         super().__init__()
@@ -30,9 +33,10 @@ class GatedFeedForward(nn.Module):
         self.up_proj = nn.Linear(hidden, inner, bias=config.mlp_bias)
         self.down_proj = nn.Linear(inner, hidden, bias=config.mlp_bias)
         self.act = ACTIVATIONS[config.hidden_act]
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, T, hidden]
-        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self.dropout(self.act(self.gate_proj(x)) * self.up_proj(x)))
 
 
 class PositionwiseFeedForward(nn.Module):
