@@ -80,6 +80,13 @@ class AdapterMix:
                 self.rows[name] = weight.nonzero().squeeze(-1)
 
 
+class _ByName(nn.ModuleDict):
+    """A ModuleDict whose keys are the user's: `half` and `type` are names of domains and of every module's methods."""
+
+    def __setitem__(self, key: str, module: nn.Module) -> None:
+        self._modules[key] = module
+
+
 class LoRALinear(nn.Linear):
     """A linear layer with resident adapters; its own weight keeps its name, so base checkpoints fit unchanged."""
 
@@ -88,8 +95,8 @@ class LoRALinear(nn.Linear):
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
         self.mix = mix
-        self.lora_A = nn.ModuleDict()
-        self.lora_B = nn.ModuleDict()
+        self.lora_A = _ByName()
+        self.lora_B = _ByName()
         self.scaling: dict[str, float] = {}
         self.lora_dropout: dict[str, float] = {}
         self.lora_fusion: AdapterFusion | None = None

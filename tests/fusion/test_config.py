@@ -1,0 +1,116 @@
+"""Impossible configurations are refused when the config is built, all at once, with value and limit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.fusion.family import TINY
+from zephyra_fusion.config import FusionConfig
+from zephyra_fusion.config_json import DIALECTS, dialect_of, from_json, to_json
+from zephyra_fusion.errors import ZephyraError
+from zephyra_fusion.layers.rope_scaling import scaled_frequencies
+from zephyra_fusion.model import ZephyraFusion
+
+IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
+    ({"head_dim": None, "num_attention_heads": 5, "num_key_value_heads": 5}, "hidden_size is 32, not a multiple of"),
+    ({"num_key_value_heads": 3}, "num_attention_heads is 4, not a multiple of num_key_value_heads 3"),
+    ({"head_dim": 7}, "head_dim is 7, rotary positions need an even number"),
+    ({"position": "xpos", "head_dim": 7}, "head_dim is 7, rotary positions need an even number"),
+    ({"sliding_window": 0}, "sliding_window is 0, must be at least 1"),
+    ({"layer_types": ["full_attention"]}, "layer_types names 1 layers, num_hidden_layers is 2"),
+    ({"layer_types": ["sliding_attention"] * 2}, "sliding_window is not given"),
+    ({"layer_types": ["full_attention", "half_attention"]}, "layer_types has 'half_attention', known: full_attention"),
+    ({"cutoffs": [20, 10], "tie_word_embeddings": False}, r"cutoffs are \[20, 10\], must rise and lie between 0 and"),
+    ({"cutoffs": [10]}, "adaptive input .* has no table to share"),
+    ({"cutoffs": [5, 10, 20], "tie_word_embeddings": False}, "embedding_size is 32, 3 cutoffs need at least 64"),
+    ({"embedding_size": 8}, "embedding_size 8 is not hidden_size 32"),
+    ({"feed_forward": "moe", "num_experts": 2, "num_experts_per_tok": 3}, "is 3, must be from 1 to num_experts 2"),
+    ({"feed_forward": "moe"}, "num_experts is 0, but feed_forward is 'moe'"),
+    ({"num_experts": 2}, "num_experts is 2, but feed_forward is 'swiglu'"),
+    ({"feed_forward": "moe", "num_experts": 2, "expert_feed_forward": "moe"}, "an expert is no mixture itself"),
+    ({"moe_capacity_factor": 1.0}, "but num_experts is 0"),
+    ({"dropout": 1.0}, "dropout is 1.0, must be from 0 to below 1"),
+    ({"rms_norm_eps": 0.0}, "rms_norm_eps is 0.0, must be a number above 0"),
+    ({"norm_placement": "middle"}, "norm_placement is 'middle', known: pre, post"),
+    ({"attention": "frequency"}, "has no query-key product to rotate"),
+    ({"position": "none", "rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling is given, but"),
+    ({"mask_padding": True}, "mask_padding is on, but pad_token_id is not given"),
+    ({"vocab_size": 0}, "vocab_size is 0, must be a whole number of at least 1"),
+    ({"hidden_size": "32"}, "hidden_size is 32, must be a whole number"),
+    ({"intermediate_size": 1.5}, "intermediate_size is 1.5, must be a whole number"),
+]
+
+
+@pytest.mark.parametrize(("changed", "message"), IMPOSSIBLE, ids=[m[:40] for _, m in IMPOSSIBLE])
+def test_impossible(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ZephyraError, match=message):
+        FusionConfig(**{**TINY, **changed})
+
+
+def test_all_at_once() -> None:
+    values = {**TINY, "sliding_window": 0, "head_dim": 7, "dropout": 2, "num_key_value_heads": 3, "windows": 4}
+    with pytest.raises(ZephyraError) as caught:
+        FusionConfig.from_dict(values)
+    message = caught.value.message
+    for part in ("'windows'", "sliding_window is 0", "head_dim is 7", "dropout is 2", "num_key_value_heads 3"):
+        assert part in message
+    with pytest.raises(ZephyraError, match="'vocab_size' is missing"):
+        FusionConfig.from_dict({k: v for k, v in TINY.items() if k != "vocab_size"})
+
+
+def test_unknown_key_suggests_the_nearest() -> None:
+    with pytest.raises(ZephyraError, match="unknown configuration key 'hiden_size'") as caught:
+        FusionConfig.from_dict({**TINY, "hiden_size": 3})
+    assert "hidden_size" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "message"),
+    [
+        ({"rope_type": "linear"}, "of type 'linear' lacks the key 'factor'"),
+        ({"rope_type": "linear", "factor": 2.0, "fctor": 1}, "has keys that are not understood: fctor"),
+        ({"rope_type": "llama3", "factor": 2.0}, "of type 'llama3' lacks the key 'low_freq_factor'"),
+    ],
+)
+def test_odd_rope_scalings(scaling: dict[str, Any], message: str) -> None:
+    with pytest.raises(ZephyraError, match=message):
+        ZephyraFusion(FusionConfig(**TINY, rope_scaling=scaling))
+
+
+def test_old_spelling_of_a_scaling_is_understood() -> None:
+    import torch
+
+    frequencies = torch.rand(4)
+    old = FusionConfig(**TINY, rope_scaling={"type": "linear", "factor": 4.0})
+    torch.testing.assert_close(scaled_frequencies(frequencies, old)[0], frequencies / 4)
+
+
+@pytest.mark.parametrize("kind", list(DIALECTS))
+def test_every_dialect_goes_out_and_comes_back(kind: str) -> None:
+    moe = {"feed_forward": "moe", "num_experts": 4}
+    changed: dict[str, dict[str, Any]] = {
+        "llama": {"attention_bias": True, "attention_out_bias": True},
+        "mistral": {"sliding_window": 5},
+        "qwen2": {"attention_bias": True, "sliding_window": 5, "layer_types": ["full_attention", "sliding_attention"]},
+        "qwen3": {"qk_norm": True},
+        "mixtral": moe,
+        "qwen3_moe": {**moe, "qk_norm": True, "norm_topk_prob": False, "moe_intermediate_size": 16},
+    }
+    config = FusionConfig(**{**TINY, **changed[kind]})
+    assert dialect_of(config) == kind and from_json(to_json(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported"),
+        ({"model_type": "llama", "logit_softcap": 30}, "keys that are not understood: logit_softcap"),
+        ({"model_type": "llama", "quantization_config": {"bits": 4}}, "the checkpoint is quantized"),
+        ({"model_type": "qwen3_moe", "decoder_sparse_step": 2}, "layers without experts are not supported"),
+    ],
+)
+def test_foreign_configs_that_we_cannot_be_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ZephyraError, match=message):
+        from_json({**TINY, **values})
