@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from zephyra_converters.architecture import rope_factors, rope_type
 from zephyra_converters.checkpoint import LazyTensor
-from zephyra_fusion.config import FusionConfig
+from zephyra_converters.rope_scaling import rope_factors, rope_type
+from zephyra_fusion.config import SLIDING, FusionConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +35,7 @@ def reference_logits(
     table = tensors["model.embed_tokens.weight"].read()
     hidden = [table[list(ids)] for ids in texts]
     for n in range(config.num_hidden_layers):
-        layer = _Layer(config, tensors, f"model.layers.{n}.", delta)
+        layer = _Layer(config, tensors, n, delta)
         hidden = [layer(x) for x in hidden]
     norm = tensors["model.norm.weight"].read()
     head = table if config.tie_word_embeddings else tensors["lm_head.weight"].read()
@@ -46,8 +46,10 @@ def reference_logits(
 class _Layer:
     """One decoder layer with its weights in memory."""
 
-    def __init__(self, config: FusionConfig, tensors: Mapping[str, LazyTensor], prefix: str, delta: Delta) -> None:
-        self.config, self.prefix, self.delta = config, prefix, delta
+    def __init__(self, config: FusionConfig, tensors: Mapping[str, LazyTensor], number: int, delta: Delta) -> None:
+        self.config, self.delta = config, delta
+        self.prefix = prefix = f"model.layers.{number}."
+        self.window = config.sliding_window if (config.layer_types or ())[number] == SLIDING else None
         self.weights = {n.removeprefix(prefix): t.read() for n, t in tensors.items() if n.startswith(prefix)}
 
     def __call__(self, x: np.ndarray) -> np.ndarray:  # [tokens, hidden]
@@ -75,8 +77,12 @@ class _Layer:
         cos, sin = rotary_tables(config, length)
         q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
         k, v = np.repeat(k, heads // kv_heads, axis=1), np.repeat(v, heads // kv_heads, axis=1)
-        scores = np.einsum("qhd,khd->hqk", q, k) * np.float32(width**-0.5)
-        scores = np.where(np.tri(length, dtype=bool), scores, np.float32(-np.inf))
+        scale = width**-0.5 if config.attention_scale is None else config.attention_scale
+        scores = np.einsum("qhd,khd->hqk", q, k) * np.float32(scale)
+        seen = np.tri(length, dtype=bool)
+        if self.window is not None:
+            seen &= ~np.tri(length, k=-self.window, dtype=bool)
+        scores = np.where(seen, scores, np.float32(-np.inf))
         out = np.einsum("hqk,khd->qhd", softmax(scores), v)
         return self._linear("self_attn.o_proj", out.reshape(length, heads * width))
 

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zephyra_converters.architecture import ARCHITECTURES, config_from_metadata
+from zephyra_converters.architecture import ARCHITECTURES
 from zephyra_converters.checkpoint import Checkpoint, LazyTensor
 from zephyra_converters.dtypes import FLOATS, storage, to_float32
 from zephyra_converters.gguf_check import check_gguf
 from zephyra_converters.gguf_header import GGUFHeader, TensorInfo
+from zephyra_converters.gguf_metadata import config_from_metadata
+from zephyra_converters.gguf_write import NO_SINK
 from zephyra_converters.hf import expected_shapes
 from zephyra_converters.names import DECODER, check_names, pattern_of, reverse
 from zephyra_converters.rope_order import separate
@@ -35,7 +37,7 @@ def read_gguf(path: Path) -> Checkpoint:
     config = _with_special_ids(config, metadata)
     tensors = {}
     for info in header.tensors.values():
-        if info.name != "rope_freqs.weight":
+        if not _is_addition(path, info, config):
             tensors.update({tensor.name: tensor for tensor in _back(path, info, config, header.architecture)})
     check_names(tensors, expected_shapes(config), str(path))
     return Checkpoint(
@@ -46,6 +48,15 @@ def read_gguf(path: Path) -> Checkpoint:
         tokenizer=tokenizer_files_of(metadata),
         license=metadata.get("general.license"),
     )
+
+
+def _is_addition(path: Path, info: TensorInfo, config: FusionConfig) -> bool:
+    """Tensors that only the GGUF has (`gguf_write._additions`)."""
+    if info.name.endswith(".attn_sinks.weight"):
+        if (tensor_reader(path, info)() > NO_SINK / 2).any():
+            raise ZephyraError(f"{path}: '{info.name}' takes part in the attention, which cannot be read back")
+        return True
+    return info.name == "rope_freqs.weight" or (info.name == "output.weight" and config.tie_word_embeddings)
 
 
 def text_metadata(header: GGUFHeader) -> dict[str, Any]:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zephyra_converters.architecture import Architecture, arch_for, metadata_for, rope_factors
+from zephyra_converters.architecture import Architecture, arch_for
 from zephyra_converters.checkpoint import Checkpoint, LazyTensor
 from zephyra_converters.gguf_file import Planned, stored_type, write_gguf_file
+from zephyra_converters.gguf_metadata import metadata_for
 from zephyra_converters.names import DECODER, translate
 from zephyra_converters.rope_order import interleave
+from zephyra_converters.rope_scaling import rope_factors
 from zephyra_converters.tokenizer import Vocabulary, vocabulary_of
 from zephyra_fusion.config import FusionConfig
 from zephyra_fusion.errors import ZephyraError
@@ -19,6 +21,7 @@ from zephyra_fusion.errors import ZephyraError
 if TYPE_CHECKING:
     import numpy as np
 
+NO_SINK = -1e30  # as a logit: e to this power is zero
 FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}  # llama_ftype
 
 
@@ -80,8 +83,20 @@ def _tensors(checkpoint: Checkpoint, architecture: Architecture) -> Iterator[Laz
     for name, experts in stacks.items():
         listed = [experts[number] for number in sorted(experts)]
         yield LazyTensor(name, (len(listed), *listed[0].shape), listed[0].dtype, _stack(listed))
-    if factors := rope_factors(checkpoint.config):
+    yield from _additions(checkpoint, architecture)
+
+
+def _additions(checkpoint: Checkpoint, architecture: Architecture) -> Iterator[LazyTensor]:
+    """What the architecture wants beside the checkpoint's own tensors."""
+    config = checkpoint.config
+    if factors := rope_factors(config):
         yield LazyTensor("rope_freqs.weight", (len(factors),), "F32", _constant(factors))
+    if architecture.untied and config.tie_word_embeddings:
+        table = checkpoint.tensors["model.embed_tokens.weight"]
+        yield LazyTensor("output.weight", table.shape, table.dtype, table.read)
+    for layer in range(config.num_hidden_layers) if architecture.sinks else ():
+        off = [NO_SINK] * config.num_attention_heads
+        yield LazyTensor(f"blk.{layer}.attn_sinks.weight", (len(off),), "F32", _constant(off))
 
 
 def _ordered(name: str, tensor: LazyTensor, config: FusionConfig, architecture: Architecture) -> LazyTensor:

@@ -58,7 +58,24 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
     "qwen3-untied": ("Qwen3", {"head_dim": 64}),
     "mistral": ("Mistral", {"sliding_window": None, "head_dim": 32}),
+    "mistral-window": ("Mistral", {"sliding_window": 12, "head_dim": 32}),
     "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3-windows": (
+        "Qwen3",
+        {
+            "head_dim": 32,
+            "tie_word_embeddings": True,
+            "use_sliding_window": True,
+            "sliding_window": 12,
+            "num_hidden_layers": 3,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
+    "qwen2-window": (
+        "Qwen2",
+        {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1, "layer_types": None},
+    ),
+    "mixtral-window": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 9}),
     "qwen3-moe": ("Qwen3Moe", {**EXPERTS, "num_experts": 4, "moe_intermediate_size": 64, "head_dim": 32}),
 }
 

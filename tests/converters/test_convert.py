@@ -22,7 +22,20 @@ def bits(path: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    "family", ["llama", "llama-biased", "llama3-rope", "llama-linear-rope", "qwen2", "qwen2-yarn", "qwen3", "mixtral"]
+    "family",
+    [
+        "llama",
+        "llama-biased",
+        "llama3-rope",
+        "llama-linear-rope",
+        "qwen2",
+        "qwen2-yarn",
+        "qwen3",
+        "mixtral",
+        "mistral-window",
+        "qwen3-windows",
+        "qwen3-moe",
+    ],
 )
 def test_there_and_back_is_bit_equal(family: str, checkpoint_folder: Callable[[str], Path], tmp_path: Path) -> None:
     source, gguf, back = checkpoint_folder(family), tmp_path / "a.gguf", tmp_path / "back"
@@ -94,9 +107,12 @@ def test_what_gguf_cannot_express_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["changed"]
 
 
-def test_sliding_windows_are_refused(checkpoint_folder: Callable[[str], Path], tmp_path: Path) -> None:
-    source = changed(checkpoint_folder("mistral"), tmp_path / "changed", sliding_window=16)
-    with pytest.raises(ZephyraError, match="sliding_window 16"):
+def test_windows_over_experts_with_qk_norm_are_refused(
+    checkpoint_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    more = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0}
+    source = changed(checkpoint_folder("qwen3-moe"), tmp_path / "changed", **more)
+    with pytest.raises(ZephyraError, match="num_experts 4 together with what needs architecture 'step35'"):
         convert(source, tmp_path / "a.gguf")
 
 
