@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from likelihood import Example, Loss, examples, loss, total
-from report import Report
+from report import Report, progress
 from subject import CHAT, Subject, arguments
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def main() -> None:
     matrix: dict[str, dict[str, Loss]] = {}
     for domain in [*subject.own_domains, CHAT]:
         records = subject.valid(domain, options.limit)
+        progress(f"{domain}: {len(records)} records, {len(columns)} columns")
         asked = examples(records, pack, engine.backend)
         by_mix = {mix: _losses(engine, mix, asked) for mix in columns.values()}
         matrix[domain] = {name: total(by_mix[mix]) for name, mix in columns.items()}

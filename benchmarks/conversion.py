@@ -13,8 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from likelihood import Example, examples, loss, total
-from report import Report
+from likelihood import Example, Loss, examples, logits_from, loss, total
+from report import Report, progress
 from subject import CHAT, Subject, arguments
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def _exactness(report: Report, subject: Subject, backend: LlamaBackend, options:
         weights = {} if name == BASE else {name: 1.0}
         backend.set_adapters(weights)
         set_adapters(model, weights)
+        progress(f"{name}: logits and greedy tokens")
         differences[name] = max(_difference(model, backend, example) for example in asked)
         chosen = [_same_greedy(model, backend, example.prompt) for example in asked[: options.continued]]
         identical[name] = sum(chosen) / len(chosen)
@@ -113,18 +114,15 @@ def _mixed(subject: Subject, pack: Pack, backend: LlamaBackend, count: int) -> l
 
 
 def _difference(model: Any, backend: LlamaBackend, example: Example) -> float:
-    import numpy as np
     import torch
 
     ids = [*example.prompt, *example.response]
     with torch.inference_mode():
         wanted = model(torch.tensor([ids]))[0].numpy()
-    given = np.stack([np.frombuffer(row, np.float32) for row in backend.logits(ids)])
-    return float(np.abs(given - wanted).max())
+    return float(abs(logits_from(backend, ids) - wanted).max())
 
 
 def _same_greedy(model: Any, backend: LlamaBackend, prompt: Sequence[int], count: int = 64) -> bool:
-    import numpy as np
     import torch
 
     cache, written, step = model.new_cache(), list(prompt), list(prompt)
@@ -132,19 +130,20 @@ def _same_greedy(model: Any, backend: LlamaBackend, prompt: Sequence[int], count
         for _ in range(count):
             step = [int(model(torch.tensor([step]), cache=cache)[0, -1].argmax())]
             written += step
-    rows = backend.logits(written[:-1])[len(prompt) - 1 :]
-    return [int(np.frombuffer(row, np.float32).argmax()) for row in rows] == written[len(prompt) :]
+    chosen = logits_from(backend, written[:-1], len(prompt) - 1).argmax(axis=1).tolist()
+    return bool(chosen == written[len(prompt) :])
 
 
 def _quantization(report: Report, subject: Subject, exact: LlamaBackend, quantized: LlamaBackend, limit: int) -> None:
     kind = subject.pack.quantization or "shipped"
-    rows, sums = [], {"base": [], "own": []}
+    rows: list[list[str | float]] = []
+    sums: dict[str, list[list[Loss]]] = {"base": [], "own": []}
     for domain in [*subject.own_domains, CHAT]:
         asked = examples(subject.valid(domain, limit), subject.pack, exact)
         row: list[str | float] = [domain]
-        for name, weights in (("base", {}), ("own", {domain: 1.0})):
-            if name == "own" and domain == CHAT:
-                continue
+        progress(f"{domain}: perplexity")
+        mixes: dict[str, dict[str, float]] = {"base": {}} if domain == CHAT else {"base": {}, "own": {domain: 1.0}}
+        for name, weights in mixes.items():
             pair = []
             for backend in (exact, quantized):
                 backend.set_adapters(weights)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from zephyra_cli.backends.protocol import Backend
     from zephyra_cli.pack import Pack
 
@@ -57,12 +59,18 @@ def loss(backend: Backend, example: Example) -> Loss:
     import numpy as np
 
     ids = [*example.prompt, *example.response]
-    rows = backend.logits(ids[:-1])[len(example.prompt) - 1 :]
-    logits = np.stack([np.frombuffer(row, np.float32) for row in rows])  # [response, vocabulary]
+    logits = logits_from(backend, ids[:-1], len(example.prompt) - 1)  # [response, vocabulary]
     logits -= logits.max(axis=1, keepdims=True)
-    chosen = logits[np.arange(len(rows)), example.response]
+    chosen = logits[np.arange(len(logits)), example.response]
     nats = np.log(np.exp(logits, out=logits).sum(axis=1)) - chosen
-    return Loss(float(nats.sum(dtype=np.float64)), len(rows))
+    return Loss(float(nats.sum(dtype=np.float64)), len(logits))
+
+
+def logits_from(backend: Backend, ids: Sequence[int], start: int = 0) -> np.ndarray:
+    """Logits after the positions from `start` on, float32 `[len(ids) - start, vocabulary]`."""
+    import numpy as np
+
+    return np.stack([np.asarray(row, np.float32) for row in backend.logits(ids)[start:]])
 
 
 def total(losses: Sequence[Loss]) -> Loss:

@@ -40,12 +40,13 @@ class Report:
             bound = {"at_least": at_least} if at_least is not None else {"at_most": at_most}
             self.figures[key] |= {**bound, "reached": reached}
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str | float | int]]) -> None:
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """A matrix for the eye (and the JSON)."""
         self.tables[title] = {"columns": list(columns), "rows": [list(row) for row in rows]}
 
     def finish(self, path: Path | None) -> None:
         """Print everything; with a path, put it there under this benchmark's name and leave the others' alone."""
+        progress("")
         for title, table in self.tables.items():
             print(f"\n{title}")
             print(aligned([table["columns"], *([_cell(value) for value in row] for row in table["rows"])]))
@@ -80,6 +81,12 @@ class Report:
         }
 
 
+def progress(text: str) -> None:
+    """For who waits at a terminal."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="" if text else "\r", file=sys.stderr, flush=True)
+
+
 def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Columns of equal width, the first to the left, all others to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -97,7 +104,7 @@ def shown(value: float, unit: str) -> str:
     return f"{_cell(value)} {unit}".rstrip()
 
 
-def _cell(value: str | float | int) -> str:
+def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

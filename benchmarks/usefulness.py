@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from report import Report
+from report import Report, progress
 from scorers.arithmetic import same_answer
 from scorers.overlap import rouge_l, token_f1
 from scorers.pattern import equivalent
@@ -86,6 +86,7 @@ def main() -> None:
     report = Report("usefulness", f"{subject.pack.name}, greedy, at most {options.limit} prompts a part")
     engine = subject.engine()
     for part, domain, records in _parts(subject, options.limit):
+        progress(f"{part}: {len(records)} prompts")
         own, auto = _answers(engine, domain, records)
         for name, answers in (("own adapter", own), ("auto", auto)):
             _rate(report, part, name, answers, records)
