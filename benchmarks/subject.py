@@ -37,8 +37,15 @@ class Subject:
     @classmethod
     def of(cls, options: Namespace) -> Subject:
         from zephyra_cli import store
+        from zephyra_fusion.errors import ZephyraError
 
-        return cls(store.find(options.model, offline=True), options.data, options.threads)
+        try:
+            pack = store.find(options.model, offline=True)
+        except ZephyraError as error:
+            raise SystemExit(f"error: {error}") from None
+        if not (options.data / "domains").is_dir():
+            raise SystemExit(f"error: no held-out data in {options.data}: choose with --data")
+        return cls(pack, options.data, options.threads)
 
     @property
     def domains(self) -> list[str]:
