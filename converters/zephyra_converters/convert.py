@@ -15,7 +15,8 @@ from zephyra_converters.checkpoint import Checkpoint
 from zephyra_converters.gguf_header import read_header
 from zephyra_converters.gguf_read import read_gguf
 from zephyra_converters.gguf_write import plan_gguf, write_gguf
-from zephyra_converters.hf import read_hf, read_json
+from zephyra_converters.hf import read_hf
+from zephyra_converters.json_file import read_json
 from zephyra_converters.lora import LORA_TYPES
 from zephyra_converters.pack import PackSources, Progress, check_pack, plan_pack, write_pack
 from zephyra_converters.parts import make_adapter, make_base, make_router, planned_base

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from zephyra_converters.adapter import Adapter
 from zephyra_converters.checkpoint import Checkpoint
 from zephyra_converters.gguf_read import read_gguf
-from zephyra_converters.hf import read_hf, read_json, write_hf
+from zephyra_converters.hf import read_hf, write_hf
+from zephyra_converters.json_file import read_json
 from zephyra_converters.lora import read_lora_gguf
 from zephyra_converters.peft import write_peft
 from zephyra_converters.report import Part

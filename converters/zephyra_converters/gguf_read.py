@@ -15,6 +15,7 @@ from zephyra_converters.gguf_header import GGUFHeader, TensorInfo
 from zephyra_converters.gguf_metadata import config_from_metadata
 from zephyra_converters.gguf_write import NO_SINK
 from zephyra_converters.hf import expected_shapes
+from zephyra_converters.json_file import well_formed
 from zephyra_converters.names import DECODER, check_names, pattern_of, reverse
 from zephyra_converters.rope_order import separate
 from zephyra_converters.tokenizer import tokenizer_files_of
@@ -33,8 +34,10 @@ def read_gguf(path: Path) -> Checkpoint:
     if (info := header.tensors.get("rope_freqs.weight")) is not None:
         factors = [float(value) for value in tensor_reader(path, info)()]
     vocab_size = header.tensors["token_embd.weight"].shape[1]
-    config = config_from_metadata(metadata, vocab_size, frozenset(header.tensors), factors)
-    config = _with_special_ids(config, metadata)
+    with well_formed(path):
+        config = config_from_metadata(metadata, vocab_size, frozenset(header.tensors), factors)
+        config = _with_special_ids(config, metadata)
+        tokenizer = tokenizer_files_of(metadata)
     tensors = {}
     for info in header.tensors.values():
         if not _is_addition(path, info, config):
@@ -45,7 +48,7 @@ def read_gguf(path: Path) -> Checkpoint:
         tensors=tensors,
         path=path,
         name=str(metadata.get("general.name") or path.stem),
-        tokenizer=tokenizer_files_of(metadata),
+        tokenizer=tokenizer,
         license=metadata.get("general.license"),
     )
 

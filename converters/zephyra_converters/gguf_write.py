@@ -11,6 +11,7 @@ from zephyra_converters.architecture import Architecture, arch_for
 from zephyra_converters.checkpoint import Checkpoint, LazyTensor
 from zephyra_converters.gguf_file import Planned, stored_type, write_gguf_file
 from zephyra_converters.gguf_metadata import metadata_for
+from zephyra_converters.json_file import well_formed
 from zephyra_converters.names import DECODER, translate
 from zephyra_converters.rope_order import interleave
 from zephyra_converters.rope_scaling import rope_factors
@@ -44,7 +45,8 @@ def plan_gguf(checkpoint: Checkpoint) -> GGUFPlan:
             f"{checkpoint.path} has no tokenizer.json",
             hint="a GGUF carries its vocabulary: put the tokenizer beside it",
         )
-    vocabulary = vocabulary_of(checkpoint.tokenizer, config)
+    with well_formed(f"the tokenizer of {checkpoint.path}"):
+        vocabulary = vocabulary_of(checkpoint.tokenizer, config)
     metadata: dict[str, Any] = {"general.type": "model", "general.name": checkpoint.name}
     if checkpoint.license:
         metadata["general.license"] = checkpoint.license

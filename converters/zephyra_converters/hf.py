@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from zephyra_converters.checkpoint import Checkpoint, LazyTensor, TokenizerFiles
+from zephyra_converters.json_file import read_json, well_formed, write_json
 from zephyra_converters.names import MIXTRAL, check_names, pattern_of, reverse
 from zephyra_converters.safetensors_file import read_safetensors, write_safetensors
 from zephyra_fusion import config_json
 from zephyra_fusion.config import FusionConfig
 from zephyra_fusion.errors import ZephyraError
 
+MOST_PARTS = 1024  # layers, experts: lists are made of these numbers before a tensor is seen
 # Buffers that old transformers saved beside the weights; they are computed from the config.
 _BUFFERS = ("rotary_emb.inv_freq", "masked_bias")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; every way in which a file can be none is a ZephyraError."""
-    try:
-        values = json.loads(path.read_bytes().decode("utf-8"))
-    except OSError as error:
-        raise ZephyraError(f"cannot read {path}: {error.strerror or error}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ZephyraError(f"{path} is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ZephyraError(f"{path} holds no JSON object")
-    return values
 
 
 def read_hf(folder: Path) -> Checkpoint:
@@ -37,8 +24,7 @@ def read_hf(folder: Path) -> Checkpoint:
         raise ZephyraError(
             f"{folder} is not a folder", hint="a checkpoint folder has config.json and model.safetensors"
         )
-    values = read_json(folder / "config.json")
-    config = _with_generation_ids(config_json.from_json(values), folder)
+    config = _read_config(folder)
     tensors = {name: t for name, t in _read_weights(folder).items() if not name.endswith(_BUFFERS)}
     tensors = {(new := _common_name(name)): _renamed(tensor, new) for name, tensor in tensors.items()}
     shapes = expected_shapes(config)
@@ -55,6 +41,15 @@ def read_hf(folder: Path) -> Checkpoint:
     return Checkpoint(
         config=config, tensors=tensors, path=folder, name=folder.resolve().name, tokenizer=read_tokenizer_files(folder)
     )
+
+
+def _read_config(folder: Path) -> FusionConfig:
+    values = read_json(folder / "config.json")
+    with well_formed(folder / "config.json"):
+        for key in ("num_hidden_layers", "num_experts", "num_local_experts"):
+            if (values.get(key) or 0) > MOST_PARTS:
+                raise ZephyraError(f"{folder / 'config.json'}: {key} is {values[key]}, more than {MOST_PARTS}")
+        return _with_generation_ids(config_json.from_json(values), folder)
 
 
 def expected_shapes(config: FusionConfig) -> dict[str, tuple[int, ...]]:
@@ -108,14 +103,15 @@ def write_hf(checkpoint: Checkpoint, folder: Path, dtype: str | None = None) -> 
         write_tokenizer_files(checkpoint.tokenizer, folder)
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def read_tokenizer_files(folder: Path) -> TokenizerFiles | None:
     """The tokenizer's files of a folder; None where there is no tokenizer.json."""
     if not (folder / "tokenizer.json").is_file():
         return None
+    with well_formed(folder / "tokenizer_config.json"):
+        return _tokenizer_files(folder)
+
+
+def _tokenizer_files(folder: Path) -> TokenizerFiles:
     config_path, jinja = folder / "tokenizer_config.json", folder / "chat_template.jinja"
     config = read_json(config_path) if config_path.is_file() else {}
     template = jinja.read_text(encoding="utf-8") if jinja.is_file() else config.get("chat_template")

@@ -11,7 +11,7 @@ from typing import Any
 
 from zephyra_converters.adapter import Adapter, check_belongs
 from zephyra_converters.checkpoint import Checkpoint
-from zephyra_converters.hf import write_json
+from zephyra_converters.json_file import write_json
 from zephyra_converters.parts import make_adapter, make_base, make_router, planned_base
 from zephyra_converters.report import Part
 from zephyra_converters.router import RouterCheckpoint

@@ -10,7 +10,7 @@ from typing import Any
 
 from zephyra_converters.adapter import Adapter, LoraPair
 from zephyra_converters.checkpoint import LazyTensor
-from zephyra_converters.hf import read_json, write_json
+from zephyra_converters.json_file import read_json, well_formed, write_json
 from zephyra_converters.safetensors_file import read_safetensors, write_safetensors
 from zephyra_fusion.errors import ZephyraError
 
@@ -41,7 +41,11 @@ _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 def read_peft(folder: Path) -> Adapter:
     """The adapter of a PEFT folder; only JSON and tensor headers are read."""
     config = read_json(folder / "adapter_config.json")
-    tensors = _read_tensors(folder)
+    with well_formed(folder / "adapter_config.json"):
+        return _adapter(folder, config, _read_tensors(folder))
+
+
+def _adapter(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> Adapter:
     if wrong := [*_refused(config), *_refused_tensors(tensors)]:
         raise ZephyraError(
             f"the adapter {folder} uses {'; '.join(wrong)}: a LoRA adapter in GGUF cannot express that",

@@ -5,6 +5,7 @@ It reads the base's token ids, so a prompt is tokenized once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from zephyra_converters.checkpoint import LazyTensor
 from zephyra_converters.gguf_file import Planned, stored_type, write_gguf_file
-from zephyra_converters.hf import read_json
+from zephyra_converters.json_file import read_json, well_formed
 from zephyra_converters.names import ROUTER, check_names, translate
 from zephyra_converters.safetensors_file import read_safetensors
 from zephyra_fusion.errors import ZephyraError, did_you_mean
@@ -38,6 +39,25 @@ class RouterShape:
     temperature: float
     threshold: float
     hidden_activation: str = "silu"
+
+    def check(self) -> None:
+        """TypeError or ValueError where a value is not what llama.cpp can take."""
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= 2**24:
+                raise ValueError(f"{name} is {value!r}, must be a whole number of at least 1")
+        if self.num_hidden_layers > 512 or self.hidden_size % (2 * self.num_attention_heads):
+            raise ValueError(
+                f"{self.num_hidden_layers} layers (at most 512), {self.num_attention_heads} heads over a width "
+                f"of {self.hidden_size} (an even width each)"
+            )
+        if type(self.max_tokens) is not int or not 1 <= self.max_tokens <= 2**20:
+            raise ValueError(f"max_tokens is {self.max_tokens!r}")
+        for name in ("norm_eps", "rope_theta", "temperature"):
+            if not 0 < float(getattr(self, name)) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}, must be finite and above 0")
+        if not 0 <= float(self.threshold) <= 1:
+            raise ValueError(f"threshold is {self.threshold}, must be between 0 and 1")
 
     def expected_shapes(self) -> dict[str, tuple[int, ...]]:
         hidden, inner = self.hidden_size, self.intermediate_size
@@ -90,6 +110,8 @@ def read_router(folder: Path) -> RouterCheckpoint:
         raise ZephyraError(f"{folder}: config.json lacks {', '.join(missing)}")
     values["labels"] = tuple(_labels(folder, values["labels"]))
     config = RouterShape(**values)
+    with well_formed(folder / "config.json"):
+        config.check()
     if config.hidden_activation != "silu":
         raise ZephyraError(
             f"{folder}: hidden_activation '{config.hidden_activation}', only 'silu' is exact in llama.cpp"

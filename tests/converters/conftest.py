@@ -121,6 +121,30 @@ def checkpoint_folder(
     return make
 
 
+@pytest.fixture(scope="session")
+def tiny_peft(checkpoint_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """tiny_peft() -> the folder of a rank-4 adapter for the family qwen3, saved by peft."""
+    folders: list[Path] = []
+
+    def make() -> Path:
+        if not folders:
+            peft, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
+            transformers = pytest.importorskip("transformers")
+            model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint_folder("qwen3"))
+            config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+            adapted = peft.get_peft_model(model, config)
+            torch.manual_seed(9)
+            with torch.no_grad():
+                for name, parameter in adapted.named_parameters():
+                    if "lora_B" in name:
+                        parameter.copy_(torch.randn_like(parameter) * 0.2)
+            folders.append(tmp_path_factory.mktemp("peft") / "tiny")
+            adapted.save_pretrained(folders[0])
+        return folders[0]
+
+    return make
+
+
 def put_tokenizer(folder: Path, tokenizer: Any) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"eos_token": END, "pad_token": PAD, "chat_template": ZEPHYRA_JINJA}
