@@ -50,10 +50,12 @@ EAGER = {
 
 # Floors of zephyra_cli: an import goes down or sideways, never up. (Imports for type checking alone are free.)
 FLOORS = [
-    {"backends.protocol", "devices", "domain", "interruption", "pack", "prompt", "settings", "store", "text"},
+    {"backends.protocol", "conversations", "devices", "domain", "interruption", "pack", "prompt", "routing", "settings"}
+    | {"store", "text"},
     {"backends"},
     {"bare", "template"},
     {"engine"},
+    {"session"},
     {"progress", "ui"},
     {"commands"},
     {"app", "command_line", "__main__"},

@@ -192,6 +192,10 @@ class Engine:
         if interruption is not None:
             raise interruption
 
+    def count(self, messages: Sequence[Message]) -> int:
+        """Tokens of a conversation with the answer opened."""
+        return len(self._prompt(Request(messages=tuple(messages), params=self.pack.generation)))
+
     def close(self) -> None:
         self.backend.close()
 

@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zephyra_cli.commands.options import Files, Json, Model, Offline, Prompt, Threads
+from zephyra_cli.commands.options import (
+    SETTINGS,
+    Backend,
+    Context,
+    Device,
+    Domain,
+    Files,
+    Json,
+    MaxTokens,
+    MinP,
+    Model,
+    Offline,
+    Prompt,
+    RepeatPenalty,
+    Seed,
+    Stats,
+    Stop,
+    System,
+    Temperature,
+    Threads,
+    TopK,
+    TopP,
+)
 
 if TYPE_CHECKING:
     from zephyra_cli.engine import Answer
@@ -16,46 +38,34 @@ if TYPE_CHECKING:
 def generate(
     prompt: Prompt = None,
     model: Model = None,
-    domain: Annotated[
-        str | None,
-        typer.Option(
-            "--domain",
-            "-d",
-            metavar="auto|none|NAME|NAME=W,…",
-            help="Who answers. [default: auto where there is a router]",
-        ),
-    ] = None,
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", metavar="N", help="Longest answer.")] = None,
-    temperature: Annotated[
-        float | None, typer.Option("--temperature", "-t", metavar="T", help="0 is greedy and reproducible.")
-    ] = None,
-    top_k: Annotated[int | None, typer.Option(metavar="K", help="Only the K likeliest tokens; 0: all.")] = None,
-    top_p: Annotated[float | None, typer.Option(metavar="P", help="Only the likeliest, up to this sum.")] = None,
-    min_p: Annotated[
-        float | None, typer.Option(metavar="P", help="Only what is P times as likely as the likeliest.")
-    ] = None,
-    repeat_penalty: Annotated[float | None, typer.Option(metavar="X", help="Above 1: fewer repetitions.")] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="The same seed gives the same answer.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End before this text (repeatable).")] = None,
-    system: Annotated[str | None, typer.Option("--system", "-s", metavar="TEXT", help="System prompt.")] = None,
+    domain: Domain = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repeat_penalty: RepeatPenalty = None,
+    seed: Seed = None,
+    stop: Stop = None,
+    system: System = None,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template: continue the prompt.")] = False,
     file: Files = None,
-    backend: Annotated[Literal["auto", "llama"] | None, typer.Option(help="What computes.")] = None,
-    device: Annotated[Literal["auto", "cpu", "cuda", "mps"] | None, typer.Option(help="Where it runs.")] = None,
+    backend: Backend = None,
+    device: Device = None,
     threads: Threads = None,
-    context: Annotated[int | None, typer.Option(metavar="N", help="Most tokens of prompt and answer together.")] = None,
+    context: Context = None,
     json: Json = False,
     stream_json: Annotated[
         bool, typer.Option("--stream-json", help="One JSON object a line: pieces, then the result.")
     ] = False,
-    stats: Annotated[bool | None, typer.Option("--stats", help="A line of figures on standard error.")] = None,
+    stats: Stats = None,
     offline: Offline = None,
 ) -> None:
     """Answer one prompt.
 
     The prompt is the argument, standard input where it is a pipe or a file, and the files, joined by blank lines.
     """
-    options = {name: value for name, value in locals().items() if name in _SETTINGS}
+    options = {name: value for name, value in locals().items() if name in SETTINGS}
     from zephyra_cli import settings, store
     from zephyra_cli.engine import Engine, Request
     from zephyra_cli.prompt import read_prompt
@@ -73,16 +83,10 @@ def generate(
     engine = Engine.open(pack, context=chosen.context, threads=chosen.threads, device=chosen.device)
     request = Request(messages=messages, params=params, raw=raw, domain=chosen.domain, stop=tuple(stop or ()))
     show = _show_json if json else _show_json_lines if stream_json else _show_text
-    _follow(engine.generate(request), show, stats=chosen.stats)
+    follow(engine.generate(request), show, stats=chosen.stats)
 
 
-_SETTINGS = frozenset(
-    ("model", "domain", "max_tokens", "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed", "system")
-    + ("backend", "device", "threads", "context", "stats", "offline")
-)
-
-
-def _follow(events: Generator[str | Answer, None, None], show: Callable[[str | Answer], None], *, stats: bool) -> None:
+def follow(events: Generator[str | Answer, None, object], show: Callable[[str | Answer], None], *, stats: bool) -> None:
     """Show the answer while it comes. Ctrl-C during the showing is the engine's too: it then closes the answer."""
     interruption: KeyboardInterrupt | None = None
     while (event := next(events, None) if interruption is None else events.throw(interruption)) is not None:
@@ -90,7 +94,7 @@ def _follow(events: Generator[str | Answer, None, None], show: Callable[[str | A
         try:
             show(event)
             if stats and not isinstance(event, str):
-                _show_stats(event)
+                show_stats(event)
         except KeyboardInterrupt as caught:
             interruption = caught
 
@@ -117,7 +121,7 @@ def _show_json_lines(event: str | Answer) -> None:
     ui.write_json({"type": "text", "text": event} if isinstance(event, str) else {"type": "result", **event.to_dict()})
 
 
-def _show_stats(answer: Answer) -> None:
+def show_stats(answer: Answer) -> None:
     from zephyra_cli import ui
 
     usage, route = answer.usage, answer.route

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -23,3 +23,33 @@ Model = Annotated[
 Threads = Annotated[int | None, typer.Option("--threads", metavar="N", help="CPU threads. [default: all cores]")]
 Offline = Annotated[bool | None, typer.Option("--offline", help="Never touch the network.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")]
+Domain = Annotated[
+    str | None,
+    typer.Option(
+        "--domain",
+        "-d",
+        metavar="auto|none|NAME|NAME=W,…",
+        help="Who answers. [default: auto where there is a router]",
+    ),
+]
+MaxTokens = Annotated[int | None, typer.Option("--max-tokens", "-n", metavar="N", help="Longest answer.")]
+Temperature = Annotated[
+    float | None, typer.Option("--temperature", "-t", metavar="T", help="0 is greedy and reproducible.")
+]
+TopK = Annotated[int | None, typer.Option(metavar="K", help="Only the K likeliest tokens; 0: all.")]
+TopP = Annotated[float | None, typer.Option(metavar="P", help="Only the likeliest, up to this sum.")]
+MinP = Annotated[float | None, typer.Option(metavar="P", help="Only what is P times as likely as the likeliest.")]
+RepeatPenalty = Annotated[float | None, typer.Option(metavar="X", help="Above 1: fewer repetitions.")]
+Seed = Annotated[int | None, typer.Option(metavar="N", help="The same seed gives the same answer.")]
+Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End before this text (repeatable).")]
+System = Annotated[str | None, typer.Option("--system", "-s", metavar="TEXT", help="System prompt.")]
+Backend = Annotated[Literal["auto", "llama"] | None, typer.Option(help="What computes.")]
+Device = Annotated[Literal["auto", "cpu", "cuda", "mps"] | None, typer.Option(help="Where it runs.")]
+Context = Annotated[int | None, typer.Option(metavar="N", help="Most tokens of prompt and answer together.")]
+Stats = Annotated[bool | None, typer.Option("--stats", help="A line of figures on standard error.")]
+
+SETTINGS = frozenset(
+    ("model", "domain", "max_tokens", "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed", "system")
+    + ("backend", "device", "threads", "context", "stats", "offline")
+)
+"""Options that are settings too."""

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.cli.scripted import FIRST_BYTE, ScriptedBackend
+from zephyra_cli.engine import Answer, Engine
+from zephyra_cli.pack import Adapter, Pack
+from zephyra_cli.routing import Stickiness
+from zephyra_cli.session import Session
+from zephyra_fusion.errors import ZephyraError
+from zephyra_fusion.router import Router
+from zephyra_fusion.types import Route, SamplingParams
+
+
+class WordClassifier:
+    """Sure of the label that the prompt names; of nothing where it names none."""
+
+    def logits(self, token_ids: Sequence[int]) -> list[float]:
+        text = bytes(token - FIRST_BYTE for token in token_ids)
+        return [5.0 if b"shell" in text else 0.0, 5.0 if b"sql" in text else 0.0, 0.1]
+
+
+@pytest.fixture
+def pack(tmp_path: Path) -> Pack:
+    for name in ("base.gguf", "shell.gguf", "sql.gguf"):
+        (tmp_path / name).touch()
+    return Pack(
+        root=tmp_path,
+        name="test",
+        base="base.gguf",
+        adapters={name: Adapter(file=f"{name}.gguf") for name in ("shell", "sql")},
+        router=Router(labels=("shell", "sql", "none"), threshold=0.6, max_tokens=64),
+    )
+
+
+def session(pack: Pack, *pieces: bytes | BaseException, **values: object) -> Session:
+    engine = Engine(pack, ScriptedBackend(*pieces), classifier=WordClassifier())
+    told: list[str] = []
+    made = Session(engine, SamplingParams(max_tokens=8), told.append, **values)  # type: ignore[arg-type]
+    made.told = told  # type: ignore[attr-defined]
+    return made
+
+
+def ask(made: Session, question: str) -> Answer:
+    *_, answer = made.ask(question)
+    assert isinstance(answer, Answer)
+    return answer
+
+
+def prompts(made: Session) -> list[list[int]]:
+    backend = made.engine.backend
+    assert isinstance(backend, ScriptedBackend)
+    return backend.prompts
+
+
+def test_every_turn_is_routed_and_sees_the_turns_before(pack: Pack) -> None:
+    made = session(pack, b"yes")
+    assert ask(made, "a shell question").weights == {"shell": 1.0}
+    answer = ask(made, "now sql please")
+    assert answer.weights == {"sql": 1.0} and answer.route is not None and answer.route.domain == "sql"
+    first, second = prompts(made)
+    assert second[: len(first)] == first, "the cache's prefix must fit"
+    assert bytes(t - FIRST_BYTE for t in second if FIRST_BYTE <= t) == b"a shell questionyesnow sql please"
+    assert [turn.question for turn in made.turns] == ["a shell question", "now sql please"]
+
+
+def test_a_vague_turn_stays_where_the_conversation_is(pack: Pack) -> None:
+    made = session(pack, b"yes")
+    ask(made, "a shell question")
+    answer = ask(made, "and then?")
+    assert answer.weights == {"shell": 1.0} and "stays" in made.reason
+    assert answer.route is not None and answer.route.probabilities["shell"] < 0.6
+
+
+def test_without_margin_the_router_alone_decides(pack: Pack) -> None:
+    made = session(pack, b"yes", policy=Stickiness(margin=0.0))
+    ask(made, "a shell question")
+    assert ask(made, "and then?").weights == {}
+
+
+@pytest.mark.parametrize(("lead", "who"), [(0.2, "sql"), (0.4, "shell")])
+def test_a_change_needs_the_margin(lead: float, who: str) -> None:
+    shares = {"shell": 0.5 + lead / 2, "sql": 0.5 - lead / 2}
+    route = Route(domain="shell", weights={"shell": 1.0}, probabilities=shares)
+    assert Stickiness(margin=0.3).decide(route, "sql")[0].domain == who
+    assert Stickiness(margin=0.3).decide(route, None)[0].domain == "shell"
+
+
+def test_a_pin_beats_the_router(pack: Pack) -> None:
+    made = session(pack, b"yes", domain="sql")
+    answer = ask(made, "a shell question")
+    assert answer.weights == {"sql": 1.0} and answer.route is None
+    made.pin("shell=0.5,sql=0.5")
+    assert ask(made, "more").weights == {"shell": 0.5, "sql": 0.5}
+    made.pin("auto")
+    assert ask(made, "and then?").weights == {}, "a blend is nothing that the router could stay with"
+    with pytest.raises(ZephyraError, match="unknown domain 'cooking'"):
+        made.pin("cooking")
+    assert made.domain == "auto"
+
+
+def test_old_turns_leave_whole_and_the_system_prompt_stays(pack: Pack) -> None:
+    made = session(pack, b"yes", system="be brief", domain="none")
+    made.engine.backend.context_length = 100
+    for number in range(6):
+        ask(made, f"question number {number}")
+    backend = made.engine.backend
+    last = prompts(made)[-1]
+    text = bytes(t - FIRST_BYTE for t in last if t >= FIRST_BYTE).decode()
+    assert text.startswith("be brief") and text.endswith("question number 5") and "number 0" not in text
+    assert len(last) + 8 <= backend.context_length
+    assert len(made.turns) == 6, "what is left out of the context is not lost"
+    assert "left out" in made.told[0] and "100 tokens" in made.told[0]  # type: ignore[attr-defined]
+
+
+def test_a_turn_that_is_repeated_sends_the_same_prompt(pack: Pack) -> None:
+    made = session(pack, b"yes")
+    ask(made, "a shell question")
+    ask(made, "again shell")
+    ask(made, made.undo().question)
+    assert prompts(made)[1] == prompts(made)[2] and len(made.turns) == 2
+    made.undo(), made.undo()
+    with pytest.raises(ZephyraError, match="no turn"):
+        made.undo()
+
+
+def test_an_interrupted_answer_is_kept_and_marked(pack: Pack) -> None:
+    made = session(pack, b"half", KeyboardInterrupt())
+    events = made.ask("a shell question")
+    seen = []
+    with pytest.raises(KeyboardInterrupt):
+        for event in events:
+            seen.append(event)
+    assert isinstance(seen[-1], Answer) and seen[-1].finish_reason == "interrupted"
+    assert [(turn.answer, turn.finish_reason) for turn in made.turns] == [("half", "interrupted")]
+
+
+def test_an_interruption_before_the_first_word_leaves_no_turn(pack: Pack) -> None:
+    made = session(pack, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        list(made.ask("a shell question"))
+    assert made.turns == []
