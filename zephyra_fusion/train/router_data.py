@@ -31,25 +31,39 @@ def labelled_prompts(recipe: RouterRecipe) -> dict[str, list[str]]:
 
 
 def sentence(text: str, chance: random.Random) -> str:
-    """One to three consecutive sentences from anywhere in the text, without a speaker's label."""
+    """One to three consecutive sentences from anywhere in the text, without a speaker's label; or a piece of one."""
     parts = [p for p in re.split(r"(?<=[.!?])\s+|\n+", text[:20000]) if len(p) > 8] or [text[:200]]
     start = chance.randrange(len(parts))
+    if chance.random() < 0.3:
+        return fragment(parts[start], chance, chance.randrange(2, 9))
     words = " ".join(parts[start : start + chance.choice((1, 1, 1, 2, 3))])
     return re.sub(r"^[AB]: ", "", words)
 
 
+def fragment(text: str, chance: random.Random, length: int) -> str:
+    """`length` consecutive words of the text."""
+    words = text.split()
+    start = chance.randrange(max(1, len(words) - length + 1))
+    return " ".join(words[start : start + length]) or text
+
+
 def disturb(prompt: str, chance: random.Random) -> str:
-    """The prompt as people would type it: other case, no punctuation, a typo, a polite frame."""
+    """The prompt as people would type it: other case, words left out, no punctuation, a typo, a polite frame."""
+    words = prompt.split()
+    if len(words) > 3 and chance.random() < 0.3:
+        prompt = " ".join(word for word in words if chance.random() < 0.75) or prompt
+    if len(words) > 6 and chance.random() < 0.1:
+        prompt = fragment(prompt, chance, chance.randrange(5, len(words)))
     kind = chance.random()
-    if kind < 0.15:
+    if kind < 0.20:
         prompt = prompt.lower()
-    elif kind < 0.25:
+    elif kind < 0.30:
         prompt = prompt.rstrip("?.!:")
-    elif kind < 0.40:
+    elif kind < 0.42:
         prompt = chance.choice(_LEADS) + prompt[:1].lower() + prompt[1:]
-    elif kind < 0.50:
+    elif kind < 0.52:
         prompt = prompt.rstrip("?.!") + chance.choice(_TAILS)
-    elif kind < 0.60:
+    elif kind < 0.62:
         prompt = prompt[:1].lower() + prompt[1:]
     if chance.random() < 0.2 and len(prompt) > 12:
         for _ in range(chance.choice((1, 1, 2))):
