@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 import zipfile
@@ -15,6 +16,7 @@ from tests.cli.conftest import ROOT
 from tests.cli.process import PROGRAM, Run
 from zephyra_cli import store
 from zephyra_cli.pack import Pack
+from zephyra_fusion.chat import SPECIAL_TOKENS
 
 NANO = ROOT / "assets" / "zephyra-nano"
 DOMAINS = {"shell", "sql", "code", "regex", "math", "medical", "dictionary", "geography", "stories"}
@@ -74,3 +76,20 @@ def test_a_wheel_holds_all_that_is_needed(tmp_path: Path) -> None:
         cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True,
     )  # fmt: skip
     assert run.returncode == 0 and json.loads(run.stdout)["model"] == "zephyra-nano"
+
+
+def test_the_file_and_tokenizers_read_every_text_alike(nano: Pack) -> None:
+    from zephyra_cli.backends.llama import LlamaBackend
+    from zephyra_fusion.tokenizer import Tokenizer
+
+    backend = LlamaBackend(nano.path(nano.base), threads=1)
+    tokenizer = Tokenizer(nano.path("tokenizer.json"))
+    chance = random.Random(0)
+    alphabet = "aé߷中日🙂👩\u200d👧\u0301\u202e\u00a0\ufeff\x00\x1b\r\n\t  09٣Ⅻ<|user|><|end|>'s''LL_{}()\\/"
+    hostile = ["".join(chance.choices(alphabet, k=chance.randrange(1, 40))) for _ in range(500)]
+    hostile += ["".join(chr(chance.randrange(32, 0xD800)) for _ in range(20)) for _ in range(200)]
+    for text in [*SPECIAL_TOKENS, "<|user|>hi<|end|>", *hostile]:
+        assert backend.encode(text) == tokenizer.encode(text), text
+        assert backend.encode(text, special=True) == tokenizer.encode(text, special=True), text
+        assert b"".join(map(backend.token_bytes, backend.encode(text))) == text.encode()
+    backend.close()
