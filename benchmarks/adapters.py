@@ -73,11 +73,17 @@ def _show(report: Report, matrix: Mapping[str, Mapping[str, Loss]]) -> None:
         report.figure(f"gain_{domain}", f"{domain}: less perplexity than base", gains[domain], unit="%", at_least=0.15)
     own_best = [best[domain] == domain for domain in domains]
     report.figure("own_best", "domains whose own adapter is the best", sum(own_best), at_least=len(domains))
-    for domain in domains:
-        if best[domain] != domain:
-            print(f"{domain}: '{best[domain]}' is better than its own adapter")
+    # A perplexity ends at 1: where the base is near it, only the loss can still fall by much.
+    compared = [[d, *_compared(matrix[d][BASE], matrix[d][d]), best[d]] for d in domains]
+    columns_compared = ["", "base", "own adapter", "less perplexity %", "less loss %", "best"]
+    report.table("own adapter against the bare base", columns_compared, compared)
     if AUTO in columns:
         _show_auto(report, matrix)
+
+
+def _compared(base: Loss, own: Loss) -> list[float]:
+    less_loss = 1.0 - (own.nats / own.tokens) / (base.nats / base.tokens)
+    return [base.perplexity, own.perplexity, 100 * (1.0 - own.perplexity / base.perplexity), 100 * less_loss]
 
 
 def _show_auto(report: Report, matrix: Mapping[str, Mapping[str, Loss]]) -> None:

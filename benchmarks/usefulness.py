@@ -87,10 +87,12 @@ def main() -> None:
     engine = subject.engine()
     for part, domain, records in _parts(subject, options.limit):
         progress(f"{part}: {len(records)} prompts")
-        own, auto = _answers(engine, domain, records)
-        for name, answers in (("own adapter", own), ("auto", auto)):
+        given = {"own adapter": [_answer(engine, domain, domain, record["prompt"]) for record in records]}
+        if subject.pack.router is not None:
+            given["auto"] = _routed(engine, domain, records, given["own adapter"])
+        for name, answers in given.items():
             _rate(report, part, name, answers, records)
-        for record, answer in list(zip(records, own, strict=True))[: options.show]:
+        for record, answer in list(zip(records, given["own adapter"], strict=True))[: options.show]:
             print(f"\n[{part}] {record['prompt']}\n  wanted: {record['response']}\n  answer: {answer}")
     report.finish(options.json)
 
@@ -110,16 +112,13 @@ def _parts(subject: Subject, limit: int) -> list[tuple[str, str, list[Record]]]:
     return parts
 
 
-def _answers(engine: Engine, domain: str, records: Sequence[Record]) -> tuple[list[str], list[str]]:
-    """With the own adapter, and with what the router decides."""
-    own = [_answer(engine, domain, domain, record["prompt"]) for record in records]
-    if engine.pack.router is None:
-        return own, own
-    auto = []
+def _routed(engine: Engine, domain: str, records: Sequence[Record], own: Sequence[str]) -> list[str]:
+    """What `auto` answers, given what the own adapter answered."""
+    answers = []
     for record, answer in zip(records, own, strict=True):
         weights = engine.route(record["prompt"]).weights
-        auto.append(answer if weights == {domain: 1.0} else _answer(engine, "auto", domain, record["prompt"]))
-    return own, auto
+        answers.append(answer if weights == {domain: 1.0} else _answer(engine, "auto", domain, record["prompt"]))
+    return answers
 
 
 def _answer(engine: Engine, chosen: str, domain: str, prompt: str) -> str:
