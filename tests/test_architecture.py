@@ -56,7 +56,9 @@ FLOORS = [
     {"bare", "template"},
     {"engine"},
     {"session"},
-    {"progress", "ui"},
+    {"follow", "progress", "ui"},
+    {"chat", "line_editor", "markdown", "slash"},
+    {"talk"},
     {"commands"},
     {"app", "command_line", "__main__"},
 ]

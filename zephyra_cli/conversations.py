@@ -32,6 +32,10 @@ CREATE INDEX IF NOT EXISTS turns_of ON turns (conversation, id);
 """
 
 
+class CannotKeep(ZephyraError):
+    """The place for conversations is read-only, full or missing: whoever only wants to talk can do without it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Turn:
     """A question and its answer; `finish_reason` `interrupted` marks one that Ctrl-C ended."""
@@ -60,14 +64,14 @@ class Conversations:
     def __init__(self, path: Path, note: Callable[[str], None]) -> None:
         """Open or create. A damaged file is set aside and `note` hears of it.
 
-        ZephyraError: it was made by a newer zephyra, or nothing can be written there.
+        CannotKeep: nothing can be written there. ZephyraError: it was made by a newer zephyra.
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(mode=0o600)  # what people say is theirs to read
             self._connection = _connect(path)
         except sqlite3.OperationalError as error:
-            raise ZephyraError(f"cannot use '{path}': {error}") from None
+            raise CannotKeep(f"cannot use '{path}': {error}") from None
         except sqlite3.DatabaseError as error:
             aside = _set_aside(path)
             note(
@@ -75,7 +79,7 @@ class Conversations:
             )
             self._connection = _connect(path)
         except OSError as error:
-            raise ZephyraError(f"cannot use '{path}': {error.strerror}") from None
+            raise CannotKeep(f"cannot use '{path}': {error.strerror}") from None
 
     def add(self, conversation: int | None, turn: Turn, system: str | None) -> int:
         """Keep a turn; None begins a conversation. The conversation's number. ZephyraError: it cannot be written."""

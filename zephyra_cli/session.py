@@ -34,6 +34,8 @@ class Session:
     route: Route | None = None
     """Of the last turn that was routed; None where the domain was given."""
     reason: str = ""
+    answering: str | None = None
+    """Who answers: a domain, `none`, or a blend as `-d` writes it. It is set before the first piece."""
     answer: Answer | None = None
     _first: int = 0  # turns before it no longer fit the context
 
@@ -60,7 +62,7 @@ class Session:
         """
         weights, route, reason = self._decide(question)
         request = Request(messages=self._messages(question), params=self.params, domain=spell(weights), stop=self.stop)
-        self.route, self.reason = route, reason
+        self.route, self.reason, self.answering = route, reason, spell(weights)
         events = self.engine.generate(request)
         interruption: KeyboardInterrupt | None = None
         turn = None
@@ -93,7 +95,8 @@ class Session:
 
     def clear(self) -> None:
         """Begin anew: no turns; system prompt, domain and settings stay."""
-        self.turns, self._first, self.route, self.reason, self.answer = [], 0, None, "", None
+        self.turns, self._first, self.route, self.reason = [], 0, None, ""
+        self.answering = self.answer = None
 
     def _decide(self, question: str) -> tuple[Mapping[str, float], Route | None, str]:
         weights = parse_domain(self.domain, self.engine.pack.adapters)

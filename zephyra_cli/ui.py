@@ -33,9 +33,14 @@ def fancy(stream: TextIO | None) -> bool:
 
 def write(text: str) -> None:
     """A piece of the answer, at once. ZephyraError: stdout is closed or full."""
+    draw(visible(text) if is_terminal(sys.stdout) else text)
+
+
+def draw(text: str) -> None:
+    """As `write`, but a terminal executes what is in it: nothing from elsewhere may be in it unseen by `visible`."""
     if sys.stdout is None:
         raise ZephyraError("standard output is closed")
-    _unsent.extend((visible(text) if sys.stdout.isatty() else text).encode(sys.stdout.encoding, "backslashreplace"))
+    _unsent.extend(text.encode(sys.stdout.encoding, "backslashreplace"))
     try:
         while _unsent:
             _send()

@@ -11,6 +11,7 @@ SNAPSHOT = Path(__file__).with_name("help.txt")
 COMMANDS = [
     "",
     "generate",
+    "chat",
     "route",
     "models",
     "models show",

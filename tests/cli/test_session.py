@@ -63,7 +63,7 @@ def test_every_turn_is_routed_and_sees_the_turns_before(pack: Pack) -> None:
     assert answer.weights == {"sql": 1.0} and answer.route is not None and answer.route.domain == "sql"
     first, second = prompts(made)
     assert second[: len(first)] == first, "the cache's prefix must fit"
-    assert bytes(t - FIRST_BYTE for t in second if FIRST_BYTE <= t) == b"a shell questionyesnow sql please"
+    assert bytes(t - FIRST_BYTE for t in second if t >= FIRST_BYTE) == b"a shell questionyesnow sql please"
     assert [turn.question for turn in made.turns] == ["a shell question", "now sql please"]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -68,6 +67,7 @@ def generate(
     options = {name: value for name, value in locals().items() if name in SETTINGS}
     from zephyra_cli import settings, store
     from zephyra_cli.engine import Engine, Request
+    from zephyra_cli.follow import follow, show_text
     from zephyra_cli.prompt import read_prompt
     from zephyra_fusion.types import Message
 
@@ -82,30 +82,8 @@ def generate(
     messages = (question,) if raw or not chosen.system else (Message("system", chosen.system), question)
     engine = Engine.open(pack, context=chosen.context, threads=chosen.threads, device=chosen.device)
     request = Request(messages=messages, params=params, raw=raw, domain=chosen.domain, stop=tuple(stop or ()))
-    show = _show_json if json else _show_json_lines if stream_json else _show_text
+    show = _show_json if json else _show_json_lines if stream_json else show_text
     follow(engine.generate(request), show, stats=chosen.stats)
-
-
-def follow(events: Generator[str | Answer, None, object], show: Callable[[str | Answer], None], *, stats: bool) -> None:
-    """Show the answer while it comes. Ctrl-C during the showing is the engine's too: it then closes the answer."""
-    interruption: KeyboardInterrupt | None = None
-    while (event := next(events, None) if interruption is None else events.throw(interruption)) is not None:
-        interruption = None
-        try:
-            show(event)
-            if stats and not isinstance(event, str):
-                show_stats(event)
-        except KeyboardInterrupt as caught:
-            interruption = caught
-
-
-def _show_text(event: str | Answer) -> None:
-    from zephyra_cli import ui
-
-    if isinstance(event, str):
-        ui.write(event)
-    elif event.text and not event.text.endswith("\n"):
-        ui.write("\n")
 
 
 def _show_json(event: str | Answer) -> None:
@@ -119,21 +97,3 @@ def _show_json_lines(event: str | Answer) -> None:
     from zephyra_cli import ui
 
     ui.write_json({"type": "text", "text": event} if isinstance(event, str) else {"type": "result", **event.to_dict()})
-
-
-def show_stats(answer: Answer) -> None:
-    from zephyra_cli import ui
-
-    usage, route = answer.usage, answer.route
-    who = "+".join(f"{name}={weight:g}" for name, weight in answer.weights.items()) or "base"
-    figures = [who, f"{usage.prompt_tokens} tokens in ({usage.cached_tokens} cached)", f"{usage.completion_tokens} out"]
-    if route is not None:
-        figures.append(f"router {route.router_ms:.1f} ms")
-    figures += [
-        f"load {answer.load_ms:.0f} ms",
-        f"switch {answer.switch_ms:.1f} ms",
-        f"first token {usage.first_token_ms:.1f} ms",
-        f"{usage.decode_tokens_per_second:.0f} tokens/s",
-        answer.finish_reason,
-    ]
-    ui.note(" · ".join(figures))

@@ -1,0 +1,144 @@
+"""`zephyra chat` as a process: in a pipe and on a terminal."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.process import PROGRAM, Run
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
+
+
+def test_each_line_of_a_pipe_is_a_turn(zephyra: Run, tiny_pack: Path) -> None:
+    done = zephyra("chat", "-m", tiny_pack, "-d", "shell", "-n", 4, stdin=b"one\n\n/help\nthree")
+    assert done.returncode == 0 and done.stderr == b""
+    listed = zephyra("chat", "--list")
+    assert re.fullmatch(rb"1  \S+Z  3 turns  one\n", listed.stdout)
+    alone = zephyra("generate", "-m", tiny_pack, "-d", "shell", "-n", 4, "one")
+    assert done.stdout.startswith(alone.stdout)
+
+
+def test_a_conversation_goes_on(zephyra: Run, tiny_pack: Path) -> None:
+    first = zephyra("chat", "-m", tiny_pack, "-n", 4, "--stats", stdin=b"one\ntwo")
+    again = zephyra("chat", "-m", tiny_pack, "-n", 4, "--stats", "-c", stdin=b"three")
+    tokens = [int(n) for n in re.findall(rb"(\d+) tokens in", first.stderr + again.stderr)]
+    assert tokens == sorted(set(tokens)) and len(tokens) == 3, "each prompt holds the turns before"
+    assert b"3 turns" in zephyra("chat", "--list").stdout
+    assert zephyra("chat", "-m", tiny_pack, "--id", 9).returncode == 1
+
+
+def test_a_line_that_cannot_be_a_turn_does_not_end_the_chat(zephyra: Run, tiny_pack: Path) -> None:
+    done = zephyra("chat", "-m", tiny_pack, "-n", 4, stdin=b"one\nb\0inary\n" + b"long " * 2000 + b"\nfour\n")
+    assert done.returncode == 1 and done.stdout
+    assert b"binary: a zero byte at offset 1" in done.stderr and b"tokens, the context has 512" in done.stderr
+    assert b"2 turns" in zephyra("chat", "--list").stdout
+
+
+def test_a_place_that_cannot_be_written_is_said(zephyra: Run, tiny_pack: Path, home: Path) -> None:
+    (home / "conversations.db").mkdir(parents=True)
+    done = zephyra("chat", "-m", tiny_pack, "-n", 4, stdin=b"one")
+    assert done.returncode == 0 and done.stdout and b"nothing of this chat is kept" in done.stderr
+    assert zephyra("chat", "-m", tiny_pack, "-c").returncode == 1
+
+
+class Terminal:
+    """The program on a pseudo-terminal that answers no questions; `sees` waits until it has shown something."""
+
+    def __init__(self, *arguments: object, **environment: str) -> None:
+        self.leader, follower = pty.openpty()
+        self.process = subprocess.Popen(
+            [*PROGRAM, *map(str, arguments)],
+            stdin=follower,
+            stdout=follower,
+            stderr=follower,
+            env=os.environ | {"PROMPT_TOOLKIT_NO_CPR": "1"} | environment,
+            start_new_session=True,
+            preexec_fn=lambda: _take_terminal(follower),
+        )
+        os.close(follower)
+        os.set_blocking(self.leader, False)
+        self.shown = ""
+
+    def types(self, text: str) -> None:
+        os.write(self.leader, text.encode())
+
+    def sees(self, pattern: str, seconds: float = 30) -> str:
+        """What was shown since the last call, up to and with the pattern."""
+        deadline = time.monotonic() + seconds
+        while not (found := re.search(pattern, self.shown)):
+            assert time.monotonic() < deadline, f"{pattern!r} never came, this did: {self.shown!r}"
+            self._read()
+        seen, self.shown = self.shown[: found.end()], self.shown[found.end() :]
+        return seen
+
+    def ends(self) -> int:
+        deadline = time.monotonic() + 60
+        while self.process.poll() is None:
+            assert time.monotonic() < deadline, f"it does not end: {self.shown!r}"
+            self._read()
+        self._read()
+        os.close(self.leader)
+        return self.process.returncode
+
+    def _read(self) -> None:
+        try:
+            self.shown += os.read(self.leader, 1 << 16).decode(errors="replace")
+        except (BlockingIOError, OSError):
+            time.sleep(0.02)
+
+
+def _take_terminal(descriptor: int) -> None:
+    import fcntl
+    import termios
+
+    fcntl.ioctl(descriptor, termios.TIOCSCTTY, 0)
+
+
+@pytest.mark.parametrize("terminal", ["xterm-256color", "dumb"])
+def test_turns_commands_and_ctrl_d_on_a_terminal(tiny_pack: Path, terminal: str) -> None:
+    enter = "\n" if terminal == "dumb" else "\r"
+    chat = Terminal("chat", "-m", tiny_pack, "-n", 4, "--stats", TERM=terminal)
+    chat.sees("auto>")
+    chat.types("/domain sql" + enter)
+    chat.sees("domain: sql")
+    chat.sees("sql!")
+    chat.types("hello" + enter)
+    chat.sees("sql=1 · .* 4 out")
+    chat.sees("sql!")
+    chat.types("/hepl" + enter)
+    chat.sees("did you mean 'help'")
+    chat.sees("sql!")
+    chat.types("\x04")
+    assert chat.ends() == 0
+
+
+def test_no_control_sequence_without_colour(tiny_pack: Path) -> None:
+    chat = Terminal("chat", "-m", tiny_pack, "-n", 8, NO_COLOR="1", TERM="xterm")
+    seen = chat.sees("auto> ")
+    chat.types("hello\n")
+    seen += chat.sees(r"(base|shell|sql)> ")
+    chat.types("\x04")
+    assert chat.ends() == 0 and "\x1b" not in seen
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_ctrl_c_stops_the_answer_and_keeps_the_conversation(tiny_pack: Path, plain: bool) -> None:
+    enter = "\n" if plain else "\r"
+    more = ("-n", 400, "-t", 3, "--seed", 1, "-d", "none", "--stats", *(["--plain"] if plain else []))
+    chat = Terminal("chat", "-m", tiny_pack, *more, TERM="xterm-256color")
+    chat.sees("base!")
+    chat.types("hello" + enter)
+    chat.sees("hello.*\n.*\n")  # the answer has begun
+    chat.process.send_signal(signal.SIGINT)
+    chat.sees(" · (interrupted|length|stop)")
+    chat.sees("base!")
+    chat.types("\x04")
+    assert chat.ends() == 0

@@ -1,0 +1,127 @@
+"""`zephyra chat`: a conversation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from zephyra_cli.commands.options import (
+    SETTINGS,
+    Backend,
+    Context,
+    Device,
+    Domain,
+    MaxTokens,
+    MinP,
+    Model,
+    Offline,
+    RepeatPenalty,
+    Seed,
+    Stats,
+    Stop,
+    System,
+    Temperature,
+    Threads,
+    TopK,
+    TopP,
+)
+
+if TYPE_CHECKING:
+    from zephyra_cli.chat import Log
+    from zephyra_cli.conversations import Conversations, Turn
+
+
+def chat(
+    continue_: Annotated[bool, typer.Option("--continue", "-c", help="Go on with the last conversation.")] = False,
+    conversation: Annotated[int | None, typer.Option("--id", metavar="ID", help="Go on with this one.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List the conversations and leave.")] = False,
+    model: Model = None,
+    domain: Domain = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repeat_penalty: RepeatPenalty = None,
+    seed: Seed = None,
+    stop: Stop = None,
+    system: System = None,
+    backend: Backend = None,
+    device: Device = None,
+    threads: Threads = None,
+    context: Context = None,
+    plain: Annotated[bool, typer.Option("--plain", help="No Markdown, no line editor: text as it comes.")] = False,
+    stats: Stats = None,
+    offline: Offline = None,
+) -> None:
+    """Talk, turn by turn; every turn is routed anew.
+
+    With standard input not a terminal, each line is a turn. Ctrl-C stops an answer, Ctrl-D leaves, /help shows the
+    commands.
+    """
+    options = {name: value for name, value in locals().items() if name in SETTINGS}
+    from zephyra_cli import settings, store, talk, ui
+    from zephyra_cli.chat import Chat
+    from zephyra_cli.engine import Engine
+    from zephyra_cli.session import Session
+
+    if continue_ and conversation is not None:
+        raise typer.BadParameter("--continue and --id exclude each other")
+    if list_:
+        _list()
+        return
+    chosen = settings.load(options)
+    log, turns, kept_system = _log(continue_, conversation)
+    pack = store.find(chosen.model, offline=chosen.offline)
+    engine = Engine.open(pack, context=chosen.context, threads=chosen.threads, device=chosen.device)
+    session = Session(
+        engine=engine,
+        params=chosen.sampling(pack.generation),
+        say=lambda text: ui.note(f"note: {text}"),
+        domain=chosen.domain or ("auto" if pack.router else "none"),
+        system=chosen.system or kept_system,
+        stop=tuple(stop or ()),
+        turns=turns,
+    )
+    if not talk.talk(Chat(session=session, settings=chosen, log=log, stats=chosen.stats), plain=plain):
+        raise typer.Exit(1)
+
+
+def _open() -> Conversations:
+    from zephyra_cli import settings, ui
+    from zephyra_cli.conversations import Conversations
+
+    return Conversations(settings.home() / "conversations.db", lambda text: ui.note(f"note: {text}"))
+
+
+def _log(last: bool, conversation: int | None) -> tuple[Log, list[Turn], str | None]:
+    """The log, and the turns and the system prompt of the conversation that goes on."""
+    from zephyra_cli import ui
+    from zephyra_cli.chat import Log
+    from zephyra_cli.conversations import CannotKeep
+
+    try:
+        kept = _open()
+    except CannotKeep as error:
+        if last or conversation is not None:
+            raise
+        ui.note(f"note: {error.message}; nothing of this chat is kept")
+        return Log(None), [], None
+    if last:
+        conversation = kept.last()
+    turns, system = kept.read(conversation) if conversation is not None else ([], None)
+    return Log(kept, conversation), turns, system
+
+
+def _list() -> None:
+    from zephyra_cli import ui
+
+    rows = [
+        (str(line.id), line.last, f"{line.turns} turns", line.title.replace("\n", " ")[:60])
+        for line in _open().summaries()
+    ]
+    if rows:
+        ui.write(ui.table(rows, right=(0, 2)))
+    else:
+        ui.note("there are no conversations yet")

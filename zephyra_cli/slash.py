@@ -1,0 +1,268 @@
+"""The commands of a chat. One table drives what they do, how they are completed and what /help says."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zephyra_cli import store, ui
+from zephyra_cli.conversations import Turn
+from zephyra_cli.domain import AUTO
+from zephyra_cli.follow import show_figures
+from zephyra_cli.prompt import read_text
+from zephyra_fusion.errors import ZephyraError, did_you_mean
+from zephyra_fusion.router import NONE
+from zephyra_fusion.types import SamplingParams
+
+if TYPE_CHECKING:
+    from zephyra_cli.chat import Chat
+
+BAR = 30  # cells of a probability of 1
+FORMAT, VERSION = "zephyra-chat", 1
+
+
+@dataclass(frozen=True)
+class Command:
+    """`argument` as /help shows it; `complete` gives what may stand there, given its beginning."""
+
+    argument: str
+    help: str
+    run: Callable[[Chat, str], None]
+    complete: Callable[[Chat, str], Iterable[str]] = lambda chat, begun: ()
+
+
+def run(line: str, chat: Chat) -> None:
+    """Do what a line that begins with a slash says. ZephyraError: unknown, or it cannot be done."""
+    name, _, argument = line.removeprefix("/").partition(" ")
+    if name not in COMMANDS:
+        raise ZephyraError(f"unknown command '/{name}'", hint=did_you_mean(name, COMMANDS))
+    COMMANDS[name].run(chat, argument.strip())
+
+
+def completions(text: str, chat: Chat) -> list[tuple[str, int]]:
+    """What may stand where `text` ends, each with how many characters of `text` it replaces."""
+    if not text.startswith("/"):
+        return []
+    name, space, argument = text[1:].partition(" ")
+    if not space:
+        return [(f"/{known} ", len(text)) for known in COMMANDS if known.startswith(name)]
+    if name not in COMMANDS:
+        return []
+    found = COMMANDS[name].complete(chat, argument)
+    return [(word, len(argument)) for word in found if word.startswith(argument)]
+
+
+def _help(chat: Chat, argument: str) -> None:
+    rows = [(f"/{name} {command.argument}", command.help) for name, command in COMMANDS.items()]
+    ui.note(ui.table(rows) + '""" begins a text of several lines and ends it; Ctrl-R searches what you typed before')
+
+
+def _domain(chat: Chat, argument: str) -> None:
+    if argument:
+        chat.session.pin(argument)
+    ui.note(f"domain: {chat.session.domain}")
+
+
+def _domains(chat: Chat, begun: str) -> list[str]:
+    return [AUTO, NONE, *sorted(chat.session.engine.pack.adapters)]
+
+
+def _why(chat: Chat, argument: str) -> None:
+    session = chat.session
+    if session.answering is None:
+        raise ZephyraError("nothing was asked yet")
+    if session.route is not None:
+        ranked = sorted(session.route.probabilities.items(), key=lambda item: -item[1])
+        ui.note(ui.table([(name, f"{share:.3f}", "#" * round(BAR * share)) for name, share in ranked]).rstrip("\n"))
+        ui.note(f"router {session.route.router_ms:.1f} ms")
+    ui.note(session.reason)
+
+
+def _system(chat: Chat, argument: str) -> None:
+    if argument:
+        chat.session.system = None if argument == NONE else argument
+    ui.note(f"system prompt: {chat.session.system or 'none'}")
+
+
+def _retry(chat: Chat, argument: str) -> None:
+    session = chat.session
+    if session.params.temperature == 0.0:
+        ui.note("note: the temperature is 0, so the answer will be the same; /set temperature 0.7 varies it")
+    session.params = replace(session.params, seed=int.from_bytes(os.urandom(4)))
+    question = chat.undo().question
+    chat.ask(question)
+
+
+def _edit(chat: Chat, argument: str) -> None:
+    if argument:
+        chat.replace_last(argument)
+    elif chat.session.turns:
+        chat.draft = chat.session.turns[-1].question
+    else:
+        raise ZephyraError("there is no question to edit")
+
+
+def _undo(chat: Chat, argument: str) -> None:
+    turn = chat.undo()
+    ui.note(f"taken back: {turn.question.splitlines()[0][:60]} ({len(chat.session.turns)} turns remain)")
+
+
+def _save(chat: Chat, argument: str) -> None:
+    path = Path(_needed(argument, "/save chat.md, or chat.json, which /load reads")).expanduser()
+    session = chat.session
+    if path.suffix == ".json":
+        values = {"format": FORMAT, "version": VERSION, "system": session.system}
+        text = json.dumps(values | {"turns": [asdict(turn) for turn in session.turns]}, ensure_ascii=False, indent=1)
+    else:
+        text = "\n\n".join(f"## You\n\n{turn.question}\n\n## zephyra\n\n{turn.answer}" for turn in session.turns)
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text + "\n")
+    except FileExistsError:
+        raise ZephyraError(f"'{path}' exists already", hint="choose another name") from None
+    except OSError as error:
+        raise ZephyraError(f"cannot write '{path}': {error.strerror}") from None
+    ui.note(f"{len(session.turns)} turns written to {path}")
+
+
+def _load(chat: Chat, argument: str) -> None:
+    wanted = _needed(argument, "/load chat.json, or the number of a conversation; see zephyra chat --list")
+    if wanted.isdecimal() and chat.log.conversations is not None:
+        turns, system = chat.log.conversations.read(int(wanted))
+        chat.begin()
+        chat.log.conversation = int(wanted)
+    else:
+        turns, system = _read_saved(Path(wanted).expanduser())
+        chat.begin()
+        for turn in turns:
+            chat.log.keep(turn, system)
+    chat.session.turns, chat.session.system = turns, system
+    ui.note(f"going on after {len(turns)} turns")
+
+
+def _read_saved(path: Path) -> tuple[list[Turn], str | None]:
+    try:
+        values = json.loads(read_text(path))
+        if values["format"] != FORMAT or values["version"] > VERSION:
+            raise ZephyraError(f"'{path}' was made by a newer zephyra, or by something else", hint="update zephyra")
+        turns = [Turn(**turn) for turn in values["turns"]]
+        texts = [text for turn in turns for text in (turn.question, turn.answer, turn.finish_reason)]
+        if not all(isinstance(text, str) for text in [*texts, values["system"] or ""]):
+            raise TypeError("a text is none")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ZephyraError(f"'{path}' is no saved chat: {type(error).__name__} {error}") from None
+    return turns, values["system"]
+
+
+def _clear(chat: Chat, argument: str) -> None:
+    chat.begin()
+    ui.note("a new conversation; the old one stays in zephyra chat --list")
+
+
+def _stats(chat: Chat, argument: str) -> None:
+    if argument in ("on", "off"):
+        chat.stats = argument == "on"
+    elif argument:
+        raise ZephyraError(f"/stats takes on or off, not '{argument}'")
+    elif chat.session.answer is None:
+        raise ZephyraError("nothing was answered yet")
+    else:
+        show_figures(chat.session.answer)
+
+
+def _set(chat: Chat, argument: str) -> None:
+    params = chat.session.params
+    kinds = _kinds()
+    name, _, text = argument.replace("=", " ", 1).partition(" ")
+    if not argument:
+        ui.note(ui.table([(key, str(getattr(params, key))) for key in kinds]).rstrip("\n"))
+        return
+    if name not in kinds:
+        raise ZephyraError(f"unknown setting '{name}'", hint=did_you_mean(name, kinds))
+    try:
+        value = kinds[name](text.strip())
+    except ValueError:
+        raise ZephyraError(f"{name} is '{text.strip()}', must be a number") from None
+    chat.session.params = replace(params, **{name: value})
+    ui.note(f"{name} = {value}")
+
+
+def _kinds() -> dict[str, type]:
+    return {field.name: type(field.default) for field in fields(SamplingParams)}
+
+
+def _model(chat: Chat, argument: str) -> None:
+    if argument:
+        chat.change_model(argument)
+    ui.note(f"model: {chat.session.engine.pack.name}, domain: {chat.session.domain}")
+
+
+def _file(chat: Chat, argument: str) -> None:
+    path = Path(_needed(argument, "/file notes.txt")).expanduser()
+    text = read_text(path)
+    chat.files.append(text)
+    ui.note(f"{path}, {len(text)} characters, goes with the next question")
+
+
+def _copy(chat: Chat, argument: str) -> None:
+    import base64
+    import sys
+
+    if not chat.session.turns:
+        raise ZephyraError("there is no answer to copy")
+    if not ui.fancy(sys.stdout):
+        raise ZephyraError("only a terminal that takes control sequences can copy")
+    ui.draw(f"\x1b]52;c;{base64.b64encode(chat.session.turns[-1].answer.encode()).decode()}\x07")
+    ui.note("the answer was given to the terminal's clipboard (OSC 52)")
+
+
+def _quit(chat: Chat, argument: str) -> None:
+    chat.leaving = True
+
+
+def _needed(argument: str, example: str) -> str:
+    if not argument:
+        raise ZephyraError("a name is missing", hint=f"as in {example}")
+    return argument
+
+
+def _paths(chat: Chat, begun: str) -> list[str]:
+    folder, _, name = begun.rpartition("/")
+    start = Path(folder + "/" if folder or begun.startswith("/") else ".").expanduser()
+    try:
+        found = sorted(start.iterdir())[:500]
+    except OSError:
+        return []
+    prefix = begun[: len(begun) - len(name)]
+    return [prefix + path.name + ("/" if path.is_dir() else "") for path in found]
+
+
+COMMANDS = {
+    "help": Command("", "this list", _help),
+    "domain": Command("[auto|none|NAME|NAME=W,…]", "who answers from now on", _domain, _domains),
+    "why": Command("", "what the router said, and why this one answered", _why),
+    "system": Command("[TEXT|none]", "show or set the system prompt", _system),
+    "retry": Command("", "answer the last question again", _retry),
+    "edit": Command("[TEXT]", "change the last question and ask it instead", _edit),
+    "undo": Command("", "take the last turn back", _undo),
+    "save": Command("FILE.md|FILE.json", "write the conversation to a file", _save, _paths),
+    "load": Command("ID|FILE.json", "go on with another conversation", _load, _paths),
+    "clear": Command("", "begin a new conversation", _clear),
+    "stats": Command(
+        "[on|off]", "figures of the last answer, or of every one", _stats, lambda chat, begun: ("on", "off")
+    ),
+    "set": Command("[NAME VALUE]", "show or change how answers are sampled", _set, lambda chat, begun: _kinds()),
+    "model": Command(
+        "[NAME|PATH]",
+        "go on with another model",
+        _model,
+        lambda chat, begun: [model.name for model in store.installed()],
+    ),
+    "file": Command("PATH", "add a text file to the next question", _file, _paths),
+    "copy": Command("", "the last answer to the clipboard", _copy),
+    "quit": Command("", "leave (as Ctrl-D does)", _quit),
+}

@@ -1,0 +1,105 @@
+"""The loop of a chat: on a terminal with commands and an editable line, elsewhere one turn a line."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Protocol
+
+from zephyra_cli import slash, ui
+from zephyra_cli.interruption import Terminated
+from zephyra_cli.prompt import MOST_BYTES, decode
+from zephyra_fusion.errors import ZephyraError
+
+if TYPE_CHECKING:
+    from zephyra_cli.chat import Chat
+
+QUOTES = '"""'
+
+
+class Lines(Protocol):
+    """Where a user's lines come from."""
+
+    def read(self, prompt: str, draft: str = "") -> str:
+        """A line (a pasted text may hold several), without its end. EOFError: no more come."""
+        ...
+
+
+class PlainLines:
+    """Lines of standard input, the prompt on standard error: for pipes, dumb terminals and screen readers."""
+
+    def read(self, prompt: str, draft: str = "") -> str:
+        if prompt and sys.stderr is not None:
+            print(prompt, end="", file=sys.stderr, flush=True)
+        line = sys.stdin.buffer.readline(MOST_BYTES + 1)
+        if not line:
+            raise EOFError
+        return decode(line, "the line")
+
+
+def talk(chat: Chat, *, plain: bool) -> bool:
+    """Talk until the input ends; whether every turn was answered (on a terminal: always)."""
+    if sys.stdin is None:
+        raise ZephyraError("standard input is closed")
+    if not sys.stdin.isatty():
+        return _lines(chat)
+    lines: Lines = PlainLines()
+    if not plain and ui.fancy(sys.stdout):
+        from zephyra_cli.line_editor import LineEditor
+        from zephyra_cli.markdown import MarkdownAnswer
+
+        lines, chat.show = LineEditor(lambda text: slash.completions(text, chat)), MarkdownAnswer
+    chat.announce = True
+    ui.note(f"{chat.session.engine.pack.name} · {_continued(chat)}/help shows the commands, Ctrl-D leaves")
+    while not chat.leaving:
+        try:
+            _turn(chat, lines)
+        except EOFError:
+            ui.note("")
+            break
+        except Terminated:
+            raise
+        except KeyboardInterrupt:
+            ui.note("")
+        except ZephyraError as error:
+            ui.complain(error.message, error.hint)
+    return True
+
+
+def _lines(chat: Chat) -> bool:
+    """Each line is a turn, even one that begins with a slash. What cannot be answered is said, the next one follows."""
+    all_answered, lines = True, PlainLines()
+    while True:
+        try:
+            if question := lines.read("").strip():
+                chat.ask(question)
+        except EOFError:
+            return all_answered
+        except ZephyraError as error:
+            ui.complain(error.message, error.hint)
+            all_answered = False
+
+
+def _turn(chat: Chat, lines: Lines) -> None:
+    draft, chat.draft = chat.draft, ""
+    text = lines.read(chat.prompt, draft).strip()
+    if text.startswith(QUOTES):
+        text = _quoted(text.removeprefix(QUOTES), lines)
+    elif text.startswith("/"):
+        slash.run(text, chat)
+        return
+    if text and draft:
+        chat.replace_last(text)
+    elif text:
+        chat.ask(text)
+
+
+def _quoted(text: str, lines: Lines) -> str:
+    """All up to the closing quotes, however many lines."""
+    while QUOTES not in text:
+        text += "\n" + lines.read("... ")
+    return text.partition(QUOTES)[0].strip()
+
+
+def _continued(chat: Chat) -> str:
+    count = len(chat.session.turns)
+    return f"going on after {count} turn{'s' if count > 1 else ''} · " if count else ""
