@@ -141,7 +141,7 @@ def load_weights(model: ZephyraFusion, tensors: dict[str, Tensor], where: str) -
         raise ZephyraError(f"{where} does not fit its config: " + "; ".join(wrong[:8]) + more)
     model.load_state_dict({n: t.float() for n, t in tensors.items()}, strict=False, assign=True)
     if model.config.tie_word_embeddings:
-        model.lm_head.weight = model.model.embed_tokens.weight
+        model.tie()
     model.rebuild_buffers()
 
 

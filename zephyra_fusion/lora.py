@@ -119,7 +119,7 @@ class LoRALinear(nn.Linear):
         self.scaling.pop(name, None)
         self.lora_dropout.pop(name, None)
 
-    def factors(self, name: str) -> tuple[nn.Parameter, nn.Parameter]:
+    def factors(self, name: str) -> tuple[Tensor, Tensor]:
         """A `[r, in]` and B `[out, r]`."""
         return cast(nn.Linear, self.lora_A[name]).weight, cast(nn.Linear, self.lora_B[name]).weight
 

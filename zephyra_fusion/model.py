@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -71,13 +71,17 @@ class ZephyraFusion(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.apply(self._initialize)
         if config.tie_word_embeddings:
-            self.lm_head.weight = self.model.embed_tokens.weight  # type: ignore[assignment]
+            self.tie()
 
     def _initialize(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
+
+    def tie(self) -> None:
+        """Make the head share the embedding's table."""
+        self.lm_head.weight = cast(nn.Embedding, self.model.embed_tokens).weight
 
     def rebuild_buffers(self) -> None:
         """Compute again what is no weight, after the weights came to a model made on the meta device."""

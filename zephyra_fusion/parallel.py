@@ -7,7 +7,7 @@ neurons live on one device each, and every layer adds up twice. Embedding, norms
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -30,7 +30,7 @@ class _WholeBefore(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         gradient = gradient.contiguous()
         dist.all_reduce(gradient, group=ctx.group)
         return gradient, None
@@ -49,6 +49,7 @@ def parallelize(model: ZephyraFusion, mesh: DeviceMesh) -> ZephyraFusion:
     rows, columns = ColwiseParallel(), RowwiseParallel()
     one_key = model.config.num_key_value_heads == 1
     for layer in model.model.layers:
+        attention = cast(Attention, layer.self_attn)
         plan: dict[str, ParallelStyle] = {"self_attn.q_proj": rows, "self_attn.o_proj": columns}
         if not one_key:
             plan |= {"self_attn.k_proj": rows, "self_attn.v_proj": rows}
@@ -57,7 +58,7 @@ def parallelize(model: ZephyraFusion, mesh: DeviceMesh) -> ZephyraFusion:
             if leaf in ("gate_proj", "up_proj", "down_proj"):
                 plan[name] = columns if leaf == "down_proj" else rows
         parallelize_module(layer, mesh, plan)
-        _sum_gradients(layer.self_attn, mesh.get_group(), one_key)
+        _sum_gradients(attention, mesh.get_group(), one_key)
     return model
 
 
@@ -76,9 +77,9 @@ def _sum_gradients(attention: Attention, group: dist.ProcessGroup, one_key: bool
         (attention.k_norm if attention.qk_norm else attention.k_proj).register_forward_hook(whole_before)
         attention.v_proj.register_forward_hook(whole_before)
     elif attention.qk_norm:
-        attention.k_norm.weight.register_hook(summed)
+        cast(Tensor, attention.k_norm.weight).register_hook(summed)
     if attention.qk_norm:
-        attention.q_norm.weight.register_hook(summed)
+        cast(Tensor, attention.q_norm.weight).register_hook(summed)
 
 
 def _impossible(model: ZephyraFusion, devices: int) -> Iterator[str]:

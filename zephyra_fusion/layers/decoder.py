@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ class TransformerDecoder(SequenceTransformer):
         if causal and kept is not None:
             kept = causal_mask(length, length, window=None, device=tgt.device, padding=kept[:, 0, 0])
         x = self.embed(tgt)
-        for layer in self.depth:
+        for layer in self._crossing:
             x = self.run(layer, x, layer.remember(memory), kept, causal and kept is None, seen)
         return self.head(self.final_norm(x))
 
@@ -70,13 +70,17 @@ class TransformerDecoder(SequenceTransformer):
         mask = causal_mask(length, start + length, window=None, device=tgt.device)
         x = self.embed(tgt, start)
         after: list[State] = []
-        for layer, held in zip(self.depth, state["layers"], strict=True):
+        for layer, held in zip(self._crossing, state["layers"], strict=True):
             cache = StateCache(held and held["self_attn"], self.config.num_attention_heads)
             across = held["cross_attn"] if held else _stored(*layer.remember(memory))
             remembered = cache.split(across["key"]), cache.split(across["value"])
             x = layer(x, remembered, mask, False, seen, cache)
             after.append({"self_attn": cache.state, "cross_attn": across})
         return self.head(self.final_norm(x)), {"position": start + length, "layers": after}
+
+    @property
+    def _crossing(self) -> list[CrossAttentionLayer]:
+        return cast(list[CrossAttentionLayer], self.depth)
 
     def _check(self, tgt: Tensor, memory: Tensor) -> None:
         width, hidden = self.input_size, self.config.hidden_size

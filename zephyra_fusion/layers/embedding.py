@@ -43,7 +43,8 @@ class AdaptiveInput(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         check_ids(ids, self.ranges[-1][1])
         flat = ids.flatten()
-        out = self.projections[0].weight.new_zeros(flat.numel(), self.embedding_dim)
+        place = next(self.parameters())
+        out = place.new_zeros(flat.numel(), self.embedding_dim)
         for (start, end), table, projection in zip(self.ranges, self.tables, self.projections, strict=True):
             rows = ((flat >= start) & (flat < end)).nonzero().squeeze(-1)
             out = out.index_add(0, rows, projection(table(flat[rows] - start)).to(out.dtype))

@@ -89,7 +89,7 @@ class TransformerBlock(nn.Module):
         end = start + x.shape[1]
         if mask is not None and list(mask.shape) != [x.shape[0], end]:
             raise ZephyraError(f"mask is {list(mask.shape)}, must be [batch, positions] = {[x.shape[0], end]}")
-        chosen = finetune_modules if finetune_modules is not None else self.finetune_modules
+        chosen = self.finetune_modules if finetune_modules is None else finetune_modules
         add_q, add_k, add_v, add_o = (None,) * 4 if chosen is None else _four(chosen)
         y = self.norm(x)
         (cos_q, sin_q), (cos_k, sin_k) = self._rotation(end, y)
@@ -147,7 +147,7 @@ def _grown(end: int) -> int:
     return max(64, 1 << (end - 1).bit_length())
 
 
-def _four(modules: Sequence[nn.Module]) -> list[nn.Module]:
+def _four(modules: Sequence[nn.Module] | nn.ModuleList) -> list[nn.Module]:
     if len(modules) != 4:
         raise ZephyraError(f"finetune_modules has {len(modules)} modules, must have four: for q, k, v and o")
     return list(modules)
