@@ -31,19 +31,24 @@ class MarkdownAnswer:
 
     def __call__(self, event: str | Answer) -> None:
         if not isinstance(event, str):
-            self._close(self._open)
+            self.close()
             return
         self._open += event
         if "\n" in event and (end := finished(self._open)):
             closed, self._open = self._open[:end], self._open[end:]
-            self._close(closed)
+            self._finish(closed)
         start = time.monotonic()
         if start >= self._next:
             self._draw(self._open)
             spent = time.monotonic() - start
             self._next = start + max(SHORTEST_S, SHARE * spent)
 
-    def _close(self, text: str) -> None:
+    def close(self) -> None:
+        """Nothing more comes."""
+        self._finish(self._open)
+        self._open = ""
+
+    def _finish(self, text: str) -> None:
         """Draw a block for the last time."""
         self._draw(text)
         self._lines = []

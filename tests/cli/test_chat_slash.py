@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.scripted import ScriptedBackend
+from zephyra_cli import slash, talk
+from zephyra_cli.chat import Chat, Log
+from zephyra_cli.conversations import Conversations
+from zephyra_cli.engine import Engine
+from zephyra_cli.pack import Adapter, Pack
+from zephyra_cli.session import Session
+from zephyra_cli.settings import Settings
+from zephyra_fusion.errors import ZephyraError
+from zephyra_fusion.types import SamplingParams
+
+
+@pytest.fixture
+def chat(tmp_path: Path, home: Path) -> Chat:
+    for name in ("base.gguf", "shell.gguf"):
+        (tmp_path / name).touch()
+    pack = Pack(root=tmp_path, name="test", base="base.gguf", adapters={"shell": Adapter(file="shell.gguf")})
+    session = Session(Engine(pack, ScriptedBackend(b"yes")), SamplingParams(), lambda text: None, domain="none")
+    log = Log(Conversations(home / "conversations.db", lambda text: None))
+    return Chat(session=session, settings=Settings(), log=log)
+
+
+def kept(chat: Chat) -> list[str]:
+    assert chat.log.conversations is not None and chat.log.conversation is not None
+    return [turn.question for turn in chat.log.conversations.read(chat.log.conversation)[0]]
+
+
+def test_every_command_of_the_table_is_in_the_help(chat: Chat, capsys: pytest.CaptureFixture[str]) -> None:
+    slash.run("/help", chat)
+    said = capsys.readouterr()
+    assert said.out == "" and all(f"/{name} " in said.err for name in slash.COMMANDS)
+
+
+@pytest.mark.parametrize("line", ["/hepl", "/domain cooking", "/set heat 1", "/stats maybe", "/file", "/file gone"])
+def test_what_cannot_be_done_is_said(chat: Chat, line: str) -> None:
+    with pytest.raises(ZephyraError) as caught:
+        slash.run(line, chat)
+    assert caught.value.message
+
+
+@pytest.mark.parametrize("line", ["/why", "/retry", "/undo", "/edit", "/copy", "/stats", "/load 7", "/edit new"])
+def test_nothing_can_be_done_about_nothing(chat: Chat, line: str) -> None:
+    with pytest.raises(ZephyraError):
+        slash.run(line, chat)
+
+
+def test_undo_edit_and_retry_change_the_conversation_and_the_log(chat: Chat) -> None:
+    chat.ask("one")
+    chat.ask("two")
+    slash.run("/undo", chat)
+    assert kept(chat) == ["one"]
+    slash.run("/retry", chat)
+    assert kept(chat) == ["one"]
+    slash.run("/edit better", chat)
+    assert kept(chat) == ["better"] == [turn.question for turn in chat.session.turns]
+    slash.run("/edit", chat)
+    assert chat.draft == "better"
+
+
+def test_set_domain_and_system(chat: Chat) -> None:
+    slash.run("/set temperature 0.5", chat)
+    slash.run("/set top_k=7", chat)
+    assert (chat.session.params.temperature, chat.session.params.top_k) == (0.5, 7)
+    with pytest.raises(ZephyraError, match="must be a number"):
+        slash.run("/set top_k many", chat)
+    slash.run("/domain shell", chat)
+    assert chat.session.domain == "shell" and chat.prompt == "shell! "
+    slash.run("/system be brief", chat)
+    assert chat.session.system == "be brief"
+    slash.run("/system none", chat)
+    assert chat.session.system is None
+
+
+def test_save_and_load(chat: Chat, tmp_path: Path) -> None:
+    chat.session.system = "be brief"
+    chat.ask("one")
+    slash.run(f"/save {tmp_path}/chat.json", chat)
+    slash.run(f"/save {tmp_path}/chat.md", chat)
+    assert "one" in (tmp_path / "chat.md").read_text() and "yes" in (tmp_path / "chat.md").read_text()
+    with pytest.raises(ZephyraError, match="exists already"):
+        slash.run(f"/save {tmp_path}/chat.md", chat)
+    turns, number = list(chat.session.turns), chat.log.conversation
+    slash.run("/clear", chat)
+    assert chat.session.turns == []
+    slash.run(f"/load {tmp_path}/chat.json", chat)
+    assert chat.session.turns == turns and chat.session.system == "be brief" and chat.log.conversation != number
+    slash.run(f"/load {number}", chat)
+    assert chat.session.turns == turns and chat.log.conversation == number
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "zephyra-chat", "version": 1, "turns": [{"answer": 1}]}'])
+def test_what_is_no_saved_chat(chat: Chat, tmp_path: Path, text: str) -> None:
+    (tmp_path / "bad.json").write_text(text)
+    with pytest.raises(ZephyraError):
+        slash.run(f"/load {tmp_path}/bad.json", chat)
+
+
+def test_a_file_goes_with_the_next_question_alone(chat: Chat, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("some notes\n")
+    slash.run(f"/file {tmp_path}/notes.txt", chat)
+    chat.ask("what is this?")
+    chat.ask("and now?")
+    assert kept(chat) == ["what is this?\n\nsome notes", "and now?"]
+
+
+def test_completion(chat: Chat, tmp_path: Path) -> None:
+    assert slash.completions("/he", chat) == [("/help ", 3)]
+    assert slash.completions("/domain s", chat) == [("shell", 1)]
+    assert ("temperature", 2) in slash.completions("/set te", chat)
+    assert slash.completions(f"/file {tmp_path}/she", chat) == [(f"{tmp_path}/shell.gguf", len(f"{tmp_path}/she"))]
+    assert slash.completions("hello", chat) == [] == slash.completions("/unknown x", chat)
+
+
+class Typed:
+    def __init__(self, *lines: str) -> None:
+        self.lines = list(lines)
+
+    def read(self, prompt: str, draft: str = "") -> str:
+        return self.lines.pop(0)
+
+
+def test_quotes_hold_several_lines(chat: Chat) -> None:
+    talk._turn(chat, Typed('"""first', "/help is text here", 'last"""'))
+    assert kept(chat) == ["first\n/help is text here\nlast"]
+
+
+def test_sending_the_edited_line_replaces_the_turn(chat: Chat) -> None:
+    lines = Typed("one", "/edit", "two")
+    for _ in range(3):
+        talk._turn(chat, lines)
+    assert kept(chat) == ["two"]
+    talk._turn(chat, Typed("/quit"))
+    assert chat.leaving
