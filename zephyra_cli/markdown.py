@@ -1,8 +1,15 @@
-"""Markdown that grows: finished blocks are printed once, only the open one is drawn anew, and of it what changed."""
+"""Markdown that grows: what is finished is printed once, only the open block is drawn anew, and of it what changed.
+
+Fenced code and tables are drawn. All else is shown as it was written, with emphasis coloured: the specialists answer
+with bare code, in which `*`, `_`, `#`, a backslash and a line's end mean themselves and must not vanish.
+"""
 
 from __future__ import annotations
 
+import re
 import time
+from textwrap import dedent
+from typing import Any
 
 from zephyra_cli import ui
 from zephyra_cli.engine import Answer
@@ -10,6 +17,9 @@ from zephyra_cli.text import visible
 
 SHARE = 40  # of the time that passes, at most one part in so many is spent on drawing
 SHORTEST_S = 1 / 30
+STYLES = {r"(?m)^#{1,6} .*$": "bold", r"\*\*[^*\n]+\*\*": "bold", r"`[^`\n]+`": "cyan"}
+_FENCE = re.compile(r"(`{3,})[^`]*$|(~{3,})")
+_TABLE = re.compile(r"\s*\|.*\n\s*\|[\s:|-]*-[\s:|-]*\n")
 
 
 class MarkdownAnswer:
@@ -27,89 +37,92 @@ class MarkdownAnswer:
         self._lines: list[str] = []  # of the open block, as the terminal shows them
         self._width = self._console.width
         self._next = 0.0
-        self._first = True
 
     def __call__(self, event: str | Answer) -> None:
         if not isinstance(event, str):
             self.close()
             return
         self._open += event
-        if "\n" in event and (end := finished(self._open)):
-            closed, self._open = self._open[:end], self._open[end:]
-            self._finish(closed)
+        if "\n" in event:
+            for kind, text, whole in blocks(self._open):
+                if whole:
+                    self._finish(kind, text)
+                    self._open = self._open[len(text) :]
         start = time.monotonic()
-        if start >= self._next:
-            self._draw(self._open)
-            spent = time.monotonic() - start
-            self._next = start + max(SHORTEST_S, SHARE * spent)
+        if start >= self._next and self._open:
+            kind, text, _ = blocks(self._open)[-1]
+            self._draw(kind, text)
+            self._next = start + max(SHORTEST_S, SHARE * (time.monotonic() - start))
 
     def close(self) -> None:
         """Nothing more comes."""
-        self._finish(self._open)
+        for kind, text, _ in blocks(self._open):
+            self._finish(kind, text)
         self._open = ""
 
-    def _finish(self, text: str) -> None:
+    def _finish(self, kind: str, text: str) -> None:
         """Draw a block for the last time."""
-        self._draw(text)
+        self._draw(kind, text)
         self._lines = []
-        self._first = self._first and not text.strip()
 
-    def _draw(self, text: str) -> None:
-        if not text.strip():
-            return
+    def _draw(self, kind: str, text: str) -> None:
         size = self._console.size
-        lines = self._render(text)
-        old = self._lines
+        lines, old = self._render(kind, visible(text)), self._lines
         if size.width != self._width:  # the terminal has wrapped the old lines in its own way: begin below them
             self._width, old = size.width, []
-        same = next(
-            (at for at, (a, b) in enumerate(zip(old, lines, strict=False)) if a != b), min(len(old), len(lines))
-        )
+        shorter = min(len(old), len(lines))
+        same = next((at for at in range(shorter) if old[at] != lines[at]), shorter)
         same = max(same, len(old) - (size.height - 1))
         up = len(old) - same
-        erase = (f"\x1b[{up}A" if up else "") + ("\x1b[J" if up else "")
-        if fresh := erase + "".join(line + "\n" for line in lines[same:]):
+        if fresh := (f"\x1b[{up}A\x1b[J" if up else "") + "".join(line + "\n" for line in lines[same:]):
             ui.draw(fresh)
         self._lines = lines
 
-    def _render(self, text: str) -> list[str]:
-        from rich.markdown import Markdown
+    def _render(self, kind: str, text: str) -> list[str]:
+        """The lines of one block, none wider than the terminal."""
+        if kind == "code" or (kind == "table" and _TABLE.match(text)):
+            from rich.markdown import Markdown
 
+            lines = self._print(Markdown(dedent(text), hyperlinks=False, code_theme="ansi_dark"))
+            while lines and not lines[0]:
+                del lines[0]
+            while lines and not lines[-1]:
+                del lines[-1]
+            return lines
+        from rich.text import Text
+
+        styled = Text(text.removesuffix("\n"))
+        for pattern, style in STYLES.items():
+            styled.highlight_regex(pattern, style)
+        return self._print(styled)
+
+    def _print(self, what: Any) -> list[str]:
         with self._console.capture() as captured:
-            self._console.print(Markdown(visible(text), hyperlinks=False, code_theme="ansi_dark"))
-        drawn = captured.get().split("\n")
-        while drawn and not drawn[0].strip():
-            drawn.pop(0)
-        while drawn and not drawn[-1].strip():
-            drawn.pop()
-        return drawn if self._first else ["", *drawn]
+            self._console.print(what)
+        return [line.rstrip(" ") for line in captured.get().removesuffix("\n").split("\n")]
 
 
-def finished(text: str) -> int:
-    """Where the blocks end that nothing to come can change: after the last blank line or fence outside of code.
+def blocks(text: str) -> list[tuple[str, str, bool]]:
+    """The text in blocks, in order and complete: kind (`text`, `code`, `table`), text, whether it is finished.
 
-    A list stays open over blank lines, because the next item belongs to it.
+    A line of text is finished by its end, code by its closing fence, a table by the first line that is none of it.
     """
-    end = at = 0
+    found: list[tuple[str, str, bool]] = []
     fence = ""
-    in_list = False
-    for line in text.splitlines(keepends=True):
-        at += len(line)
-        bare = line.strip()
-        if not line.endswith("\n"):
-            break
+    for line in re.findall(r"[^\n]*\n|[^\n]+", text):
+        bare, ended = line.strip(), line.endswith("\n")
         if fence:
-            if bare.startswith(fence) and not bare.strip(fence[0]):
+            if closing := ended and bare.startswith(fence) and not bare.strip(fence[0]):
                 fence = ""
-                end = end if in_list else at
-        elif bare.startswith(("```", "~~~")):
-            fence = bare[: len(bare) - len(bare.lstrip(bare[0]))]
-        elif not bare:
-            end = end if in_list else at
-        elif bare[0] in "-*+" or bare.split(" ")[0].rstrip(".)").isdecimal():
-            in_list = True
-        elif not line[0].isspace():
-            if in_list:
-                end = at - len(line)
-            in_list = False
-    return end
+            found[-1] = ("code", found[-1][1] + line, closing)
+            continue
+        kind = "code" if (opening := _FENCE.match(bare)) else "table" if bare.startswith("|") else "text"
+        if found and (found[-1][0] != kind or kind == "code"):
+            found[-1] = (*found[-1][:2], True)
+        if opening and ended:
+            fence = opening[1] or opening[2]
+        if found and found[-1][0] == kind and kind != "code" and (ended or kind == "table"):
+            found[-1] = (kind, found[-1][1] + line, kind == "text")
+        else:
+            found.append((kind, line, ended and kind == "text"))
+    return found

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from zephyra_cli import markdown, ui
-from zephyra_cli.markdown import MarkdownAnswer, finished
+from zephyra_cli.markdown import MarkdownAnswer, blocks
 
 
 class Screen:
@@ -72,10 +72,25 @@ def shown(screen: Screen, text: str, step: int) -> list[str]:
 def test_in_pieces_or_at_once_the_screen_is_the_same(screen: Screen, step: int) -> None:
     lines = shown(screen, TEXT, step)
     text = "\n".join(lines)
-    assert "Files" in lines[0] or "Files" in lines[1]
-    assert "find . -type f" in text and "**" not in text and "```" not in text
-    assert text.count("The end") == 1 and "\\x1b[31mred\\x1b[0m." in text
-    assert text.count("everything") == 1 and text.count("• one") == 1
+    assert lines[:3] == ["# Files", "", "Use `find` with **care**, as it walks"]
+    assert "- one\n- two\n" in text and "find . -type f" in text and "```" not in text
+    assert "name" in text and "|" not in text and "---" not in text
+    assert lines[-2:] == ["The end \\x1b[31mred\\x1b[0m.", ""]
+    assert text.count("The end") == text.count("everything") == 1
+
+
+CODE = r"""def f(a_b_c):
+    # not a heading
+    return 2*3*4, __init__, "\d+\.\d*"
+
+<b> &amp; [a](b) | c
+| cut -d"|" -f1
+"""
+
+
+@pytest.mark.parametrize("step", [1, 3, 1000])
+def test_bare_code_is_shown_as_it_was_written(screen: Screen, step: int) -> None:
+    assert "\n".join(shown(screen, CODE, step)) == CODE
 
 
 def test_a_block_longer_than_the_screen_is_printed_once(screen: Screen) -> None:
@@ -85,17 +100,17 @@ def test_a_block_longer_than_the_screen_is_printed_once(screen: Screen) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "closed"),
+    ("text", "expected"),
     [
-        ("one\n\ntwo", "one\n\n"),
-        ("one\ntwo", ""),
-        ("```\na\n\nb\n", ""),
-        ("```\na\n```\nmore", "```\na\n```\n"),
-        ("````\n```\n\n", ""),
-        ("- a\n\n- b\n", ""),
-        ("- a\n\nend\n", "- a\n\n"),
-        ("1. a\n\n", ""),
+        ("one\ntwo", [("text", "one\n", True), ("text", "two", False)]),
+        ("```\na\n\nb\n", [("code", "```\na\n\nb\n", False)]),
+        ("a\n```\nb\n```\nc", [("text", "a\n", True), ("code", "```\nb\n```\n", True), ("text", "c", False)]),
+        ("````\n```\n\n", [("code", "````\n```\n\n", False)]),
+        ("```a``` is inline\n", [("text", "```a``` is inline\n", True)]),
+        ("|a|\n|-|\n|b", [("table", "|a|\n|-|\n|b", False)]),
+        ("|a|\n|-|\nend\n", [("table", "|a|\n|-|\n", True), ("text", "end\n", True)]),
     ],
 )
-def test_what_is_finished(text: str, closed: str) -> None:
-    assert text[: finished(text)] == closed
+def test_blocks(text: str, expected: list[tuple[str, str, bool]]) -> None:
+    assert blocks(text) == expected
+    assert "".join(part for _, part, _ in blocks(text)) == text
