@@ -78,8 +78,10 @@ def _name_for(config: FusionConfig) -> str:
 
 
 def _inexpressible(config: FusionConfig, arch: Architecture) -> Iterator[str]:
-    wanted = {"position": "rope", "attention": "sdpa", "norm": "rms", "norm_placement": "pre"}
+    wanted: dict[str, object] = {"position": "rope", "attention": "sdpa", "norm": "rms", "norm_placement": "pre"}
     wanted["feed_forward"] = "moe" if config.num_experts else "swiglu"
+    wanted |= {"final_norm": True, "mask_padding": False}
+    wanted |= {"expert_feed_forward": "swiglu", "shared_expert_intermediate_size": 0}
     for key, value in wanted.items():
         if getattr(config, key) != value:
             yield f"{key} '{getattr(config, key)}' (only '{value}')"
