@@ -86,9 +86,15 @@ class Chat:
         return turn
 
     def replace_last(self, question: str) -> None:
-        """Ask this instead of the last question."""
-        self.undo()
-        self.ask(question)
+        """Ask this instead of the last question. Where no answer comes, the last turn stays."""
+        turn = self.undo()
+        count = len(self.session.turns)
+        try:
+            self.ask(question)
+        finally:
+            if len(self.session.turns) == count:
+                self.session.turns.append(turn)
+                self.log.keep(turn, self.session.system)
 
     def begin(self) -> None:
         """A new conversation; the old one stays in the log."""

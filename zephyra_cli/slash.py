@@ -90,11 +90,12 @@ def _system(chat: Chat, argument: str) -> None:
 
 def _retry(chat: Chat, argument: str) -> None:
     session = chat.session
+    if not session.turns:
+        raise ZephyraError("there is no question to answer again")
     if session.params.temperature == 0.0:
         ui.note("note: the temperature is 0, so the answer will be the same; /set temperature 0.7 varies it")
     session.params = replace(session.params, seed=int.from_bytes(os.urandom(4)))
-    question = chat.undo().question
-    chat.ask(question)
+    chat.replace_last(session.turns[-1].question)
 
 
 def _edit(chat: Chat, argument: str) -> None:

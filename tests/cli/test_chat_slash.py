@@ -63,6 +63,16 @@ def test_undo_edit_and_retry_change_the_conversation_and_the_log(chat: Chat) -> 
     assert chat.draft == "better"
 
 
+def test_a_retry_that_brings_no_answer_takes_none_away(chat: Chat) -> None:
+    chat.ask("one")
+    backend = chat.session.engine.backend
+    assert isinstance(backend, ScriptedBackend)
+    backend.pieces = (KeyboardInterrupt(),)
+    with pytest.raises(KeyboardInterrupt):
+        slash.run("/retry", chat)
+    assert [turn.answer for turn in chat.session.turns] == ["yes"] and kept(chat) == ["one"]
+
+
 def test_set_domain_and_system(chat: Chat) -> None:
     slash.run("/set temperature 0.5", chat)
     slash.run("/set top_k=7", chat)
