@@ -1,7 +1,8 @@
 """Markdown that grows: what is finished is printed once, only the open block is drawn anew, and of it what changed.
 
 Fenced code and tables are drawn. All else is shown as it was written, with emphasis coloured: the specialists answer
-with bare code, in which `*`, `_`, `#`, a backslash and a line's end mean themselves and must not vanish.
+with bare code, in which `*`, `_`, `#`, a backslash and a line's end mean themselves and must not vanish. It is the
+terminal that wraps such lines, so that a long command can be marked and copied whole.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ SHARE = 40  # of the time that passes, at most one part in so many is spent on d
 SHORTEST_S = 1 / 30
 STYLES = {r"(?m)^#{1,6} .*$": "bold", r"\*\*[^*\n]+\*\*": "bold", r"`[^`\n]+`": "cyan"}
 _FENCE = re.compile(r"(`{3,})[^`]*$|(~{3,})")
+_FENCE_BEGUN = ("`", "``", "~", "~~")
 _TABLE = re.compile(r"\s*\|.*\n\s*\|[\s:|-]*-[\s:|-]*\n")
 
 
 class MarkdownAnswer:
     """Shows one answer on a terminal. Called with its pieces, then with the `Answer`.
 
-    The open block is rendered to lines. Lines that are already there are kept, the cursor goes up to the first one
-    that differs and all from it on is written again; what has scrolled away is never touched.
+    Text is written as it comes; a line with emphasis is written again, coloured, when it ends. Code and tables are
+    rendered to lines: those that are already there are kept, the cursor goes up to the first one that differs and all
+    from it on is written again. What has scrolled away is never touched.
     """
 
     def __init__(self) -> None:
@@ -34,7 +37,8 @@ class MarkdownAnswer:
 
         self._console = Console(force_terminal=True, markup=False, emoji=False, highlight=False)
         self._open = ""
-        self._lines: list[str] = []  # of the open block, as the terminal shows them
+        self._typed = ""  # of the open line of text, as the terminal shows it
+        self._lines: list[str] = []  # of the open code or table, as the terminal shows them
         self._width = self._console.width
         self._next = 0.0
 
@@ -49,8 +53,12 @@ class MarkdownAnswer:
                     self._finish(kind, text)
                     self._open = self._open[len(text) :]
         start = time.monotonic()
-        if start >= self._next and self._open:
-            kind, text, _ = blocks(self._open)[-1]
+        if not self._open or (self._lines and start < self._next):
+            return
+        kind, text, _ = blocks(self._open)[-1]
+        if kind == "text":
+            self._type(text)
+        elif "\n" in text:  # before that, it could still become something else
             self._draw(kind, text)
             self._next = start + max(SHORTEST_S, SHARE * (time.monotonic() - start))
 
@@ -61,9 +69,38 @@ class MarkdownAnswer:
         self._open = ""
 
     def _finish(self, kind: str, text: str) -> None:
-        """Draw a block for the last time."""
-        self._draw(kind, text)
-        self._lines = []
+        """Show a block for the last time."""
+        if kind == "text":
+            self._end_lines(visible(text.removesuffix("\n")))
+        else:
+            self._draw(kind, text)
+            self._lines = []
+
+    def _type(self, text: str) -> None:
+        """More of the open line."""
+        if text.strip() not in _FENCE_BEGUN:
+            shown = visible(text)
+            ui.draw(shown[len(self._typed) :])
+            self._typed = shown
+
+    def _end_lines(self, text: str) -> None:
+        """Whole lines of text, of which the first may be there in part."""
+        from rich.cells import chop_cells
+
+        coloured, up = self._colour(text), max(0, len(chop_cells(self._typed, self._console.width)) - 1)
+        if coloured == text or up >= self._console.height:
+            ui.draw(text[len(self._typed) :] + "\n")
+        else:
+            ui.draw("\r" + (f"\x1b[{up}A" if up else "") + ("\x1b[J" if self._typed else "") + coloured + "\n")
+        self._typed = ""
+
+    def _colour(self, text: str) -> str:
+        from rich.text import Text
+
+        styled = Text(text)
+        for pattern, style in STYLES.items():
+            styled.highlight_regex(pattern, style)
+        return self._print(styled) if styled.spans else text
 
     def _draw(self, kind: str, text: str) -> None:
         size = self._console.size
@@ -79,27 +116,20 @@ class MarkdownAnswer:
         self._lines = lines
 
     def _render(self, kind: str, text: str) -> list[str]:
-        """The lines of one block, none wider than the terminal."""
-        if kind == "code" or (kind == "table" and _TABLE.match(text)):
-            from rich.markdown import Markdown
+        """The lines of code or of a table, none wider than the terminal."""
+        if kind == "table" and not _TABLE.match(text):
+            from rich.text import Text
 
-            lines = self._print(Markdown(dedent(text), hyperlinks=False, code_theme="ansi_dark"))
-            while lines and not lines[0]:
-                del lines[0]
-            while lines and not lines[-1]:
-                del lines[-1]
-            return lines
-        from rich.text import Text
+            return self._print(Text(text.removesuffix("\n")), wrap=True).split("\n")
+        from rich.markdown import Markdown
 
-        styled = Text(text.removesuffix("\n"))
-        for pattern, style in STYLES.items():
-            styled.highlight_regex(pattern, style)
-        return self._print(styled)
+        drawn = self._print(Markdown(dedent(text), hyperlinks=False, code_theme="ansi_dark"), wrap=True)
+        return [line.rstrip(" ") for line in drawn.strip("\n").split("\n")]
 
-    def _print(self, what: Any) -> list[str]:
+    def _print(self, what: Any, *, wrap: bool = False) -> str:
         with self._console.capture() as captured:
-            self._console.print(what)
-        return [line.rstrip(" ") for line in captured.get().removesuffix("\n").split("\n")]
+            self._console.print(what, soft_wrap=not wrap)
+        return captured.get().removesuffix("\n")
 
 
 def blocks(text: str) -> list[tuple[str, str, bool]]:

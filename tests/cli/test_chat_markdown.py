@@ -9,17 +9,17 @@ from zephyra_cli.markdown import MarkdownAnswer, blocks
 
 
 class Screen:
-    """A terminal that knows what MarkdownAnswer uses: lines, colours (dropped), cursor up, erase below."""
+    """A terminal of 40 columns that knows what MarkdownAnswer uses: colours (dropped), cursor up, erase below."""
 
-    def __init__(self, height: int) -> None:
-        self.height, self.lines, self.row, self.highest = height, [""], 0, 0
+    def __init__(self, height: int, width: int = 40) -> None:
+        self.height, self.width, self.lines, self.row = height, width, [""], 0
 
     def draw(self, text: str) -> None:
-        for part in re.split(r"(\x1b\[\d*[A-Za-z]|\x1b\[[\d;]*m|\n)", text):
+        for part in re.split(r"(\x1b\[\d*[A-Za-z]|\x1b\[[\d;]*m|\n|\r)", text):
             if part == "\n":
-                self.row += 1
-                if self.row == len(self.lines):
-                    self.lines.append("")
+                self._down()
+            elif part == "\r":
+                assert self.row == len(self.lines) - 1 and len(self.lines[-1]) <= self.width
             elif found := re.fullmatch(r"\x1b\[(\d+)A", part):
                 self.row -= int(found[1])
                 assert self.row > len(self.lines) - 1 - self.height, "it went up to what has scrolled away"
@@ -27,7 +27,15 @@ class Screen:
                 self.lines[self.row :] = [""]
             elif not part.startswith("\x1b"):
                 assert part.isprintable()
-                self.lines[self.row] += part
+                for character in part:
+                    if len(self.lines[self.row]) == self.width:
+                        self._down()
+                    self.lines[self.row] += character
+
+    def _down(self) -> None:
+        self.row += 1
+        if self.row == len(self.lines):
+            self.lines.append("")
 
 
 @pytest.fixture
@@ -72,7 +80,7 @@ def shown(screen: Screen, text: str, step: int) -> list[str]:
 def test_in_pieces_or_at_once_the_screen_is_the_same(screen: Screen, step: int) -> None:
     lines = shown(screen, TEXT, step)
     text = "\n".join(lines)
-    assert lines[:3] == ["# Files", "", "Use `find` with **care**, as it walks"]
+    assert lines[:3] == ["# Files", "", "Use `find` with **care**, as it walks th"]
     assert "- one\n- two\n" in text and "find . -type f" in text and "```" not in text
     assert "name" in text and "|" not in text and "---" not in text
     assert lines[-2:] == ["The end \\x1b[31mred\\x1b[0m.", ""]
