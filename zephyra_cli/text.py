@@ -51,6 +51,8 @@ class AnswerText:
         return "" if self.stopped else self._advance(self._decoder.decode(b"", final=True), last=True)
 
     def _advance(self, text: str, *, last: bool) -> str:
+        if not self._stop:
+            return text
         text = self._held + text
         found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
         if found:

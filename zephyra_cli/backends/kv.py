@@ -100,7 +100,10 @@ class Context:
     def decode(self, tokens: Sequence[int]) -> None:
         """Append at most `n_batch` tokens. Ctrl-C is seen between two calls."""
         count = len(tokens)
-        self._ids[:count] = list(tokens)
+        if count == 1:
+            self._ids[0] = tokens[0]  # the slice of the general case costs a microsecond, which every answer pays
+        else:
+            self._ids[:count] = list(tokens)
         self._batch.n_tokens = count
         status = self._lib.llama_decode(self.handle, self._batch)
         if status:
