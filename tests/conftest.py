@@ -16,6 +16,7 @@ The weights are random but large enough that adapters change the text; nothing i
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ import pytest
 from hypothesis import settings
 
 from zephyra_fusion.chat import END, END_OF_TEXT, PAD, SPECIAL_TOKENS, ZEPHYRA_JINJA
+
+# A job that a script started in the background ignores Ctrl-C, and so do all its children: the programs under test would.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("patient", deadline=None)  # a busy machine is no failure
 settings.load_profile("patient")

@@ -203,5 +203,8 @@ def test_a_process_stops_soon_after_ctrl_c(tiny_gguf: Path) -> None:
         assert child.stdout.readline() == "ready\n"
         time.sleep(0.2)
         child.send_signal(signal.SIGINT)
-        out, err = child.communicate(timeout=10)
+        try:
+            out, err = child.communicate(timeout=10)
+        finally:
+            child.kill()  # or leaving the block would wait for it for ever
     assert (out, err, child.returncode) == ("stopped\n", "", 0)
