@@ -26,7 +26,7 @@ from hypothesis import settings
 
 from zephyra_fusion.chat import END, END_OF_TEXT, PAD, SPECIAL_TOKENS, ZEPHYRA_JINJA
 
-# A job that a script started in the background ignores Ctrl-C, and so do all its children: the programs under test would.
+# What a script starts in the background ignores Ctrl-C, and so do its children: the programs under test would.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("patient", deadline=None)  # a busy machine is no failure
