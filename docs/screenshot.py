@@ -17,9 +17,9 @@ from rich.text import Text
 
 TARGET = Path(__file__).parents[1] / "assets" / "screenshot.svg"
 COMMANDS = [
-    'zephyra generate --domain auto --stats "Show the number of lines in every file ending with .py"',
-    'zephyra generate --domain auto --stats "What is the capital of Peru?"',
-    'zephyra generate --domain auto --stats "Regex for strings of exactly 5 digits"',
+    'zephyra generate --domain auto --stats "Regex for strings of at least 3 letters"',
+    'zephyra generate --domain auto --stats "List all files larger than 100MB in this directory"',
+    'zephyra generate --stats "SQL for: what position does allister brown play. Table: t(player, pick, position)"',
     'zephyra route "Define serendipity."',
 ]
 

@@ -160,9 +160,10 @@ class Engine:
         pieces: list[str] = []
         finish_reason, interruption = "", None
         tokens = self.backend.generate(prompt, request.params)
+        feed, token_bytes = text.feed, self.backend.token_bytes
         try:
             for token in tokens:
-                if piece := text.feed(self.backend.token_bytes(token.id)):
+                if piece := feed(token_bytes(token.id)):
                     pieces.append(piece)
                     yield piece
                 if text.stopped or token.finish_reason:

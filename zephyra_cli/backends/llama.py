@@ -95,6 +95,7 @@ class LlamaBackend:
         self._adapters: dict[str, int] = {}
         self._mix: Mix = ()
         self._pieces: dict[int, bytes] = {}
+        self._ends: dict[int, bool] = {}
         self._turn = 0  # counts generations, so that an old generator cannot go on in a new one's cache
 
     def _number(self, key: str, default: int = 0) -> int:
@@ -123,9 +124,9 @@ class LlamaBackend:
         return ids[:count]
 
     def token_bytes(self, token_id: int) -> bytes:
-        self._check_open()
         piece = self._pieces.get(token_id)
         if piece is None:
+            self._check_open()
             self._check_ids((token_id,))
             size = 64
             while True:
@@ -136,6 +137,13 @@ class LlamaBackend:
                 size = -length
             self._pieces[token_id] = piece = buffer.raw[:length]
         return piece
+
+    def _ends_answer(self, token_id: int) -> bool:
+        """Remembered, as a call into the library takes longer than a look into a dict."""
+        ends = self._ends.get(token_id)
+        if ends is None:
+            self._ends[token_id] = ends = bool(self._lib.llama_vocab_is_eog(self._vocab, token_id))
+        return ends
 
     def add_adapter(self, name: str, path: Path) -> None:
         self._check_open()
@@ -180,7 +188,7 @@ class LlamaBackend:
                     first_ms = 1000 * (clock() - start)
                 else:
                     decode_ms += 1000 * (clock() - began)
-                if self._lib.llama_vocab_is_eog(self._vocab, token):
+                if self._ends_answer(token):
                     yield Token(token, "stop")
                     return
                 if given == last:
@@ -220,6 +228,7 @@ class LlamaBackend:
 
     def close(self) -> None:
         self._turn += 1
+        self._pieces.clear()
         self._pool.close()
         if self._model:
             self._lib.llama_model_free(self._model)  # and its adapters with it
