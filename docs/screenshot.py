@@ -19,15 +19,15 @@ TARGET = Path(__file__).parents[1] / "assets" / "screenshot.svg"
 COMMANDS = [
     'zephyra generate --domain auto --stats "Regex for strings of at least 3 letters"',
     'zephyra generate --domain auto --stats "List all files larger than 100MB in this directory"',
-    'zephyra generate --stats "SQL for: what position does allister brown play. Table: t(player, pick, position)"',
-    'zephyra route "Define serendipity."',
+    'zephyra generate --stats "SQL for: how many wins when the team is chicago? Table: t(team, wins, year)"',
+    "zephyra domains",
 ]
 
 
 def on_a_terminal(command: str) -> str:
-    """What the command shows on a terminal of 100 columns, both streams."""
+    """What the command shows on a terminal of 128 columns, both streams."""
     master, slave = pty.openpty()
-    environment = os.environ | {"COLUMNS": "100", "TERM": "xterm-256color"}
+    environment = os.environ | {"COLUMNS": "128", "TERM": "xterm-256color"}
     program = [sys.executable, "-m", "zephyra_cli", *shlex.split(command)[1:]]
     child = subprocess.Popen(program, stdin=slave, stdout=slave, stderr=slave, env=environment)
     os.close(slave)
@@ -47,7 +47,7 @@ def on_a_terminal(command: str) -> str:
 
 
 def main() -> None:
-    console = Console(record=True, width=100, file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115
+    console = Console(record=True, width=128, file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115
     for command in COMMANDS:
         console.print(Text.assemble(("$ ", "bold green"), (command, "bold")), soft_wrap=True)
         console.print(Text.from_ansi(on_a_terminal(command).rstrip("\n")), soft_wrap=True)
