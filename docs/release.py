@@ -52,12 +52,14 @@ def make_pack(runs: Path) -> None:
 
 
 def figures_as_markdown(measured: dict[str, Any], *, tables: bool) -> str:
-    """One table of figures, each with its target; with `tables`, the matrices of each benchmark below."""
+    """One table of figures that have a target; with `tables`, all figures, and each benchmark's matrices below."""
     lines = ["| what | measured | target | by |", "| --- | --- | --- | --- |"]
     for name, benchmark in measured.items():
         for figure in benchmark["figures"].values():
             bound = "≥ " if "at_least" in figure else "≤ " if "at_most" in figure else ""
             limit = figure.get("at_least", figure.get("at_most"))
+            if limit is None and not tables:
+                continue
             target = "" if limit is None else f"{bound}{_shown(limit, figure['unit'])}"
             value = _shown(figure["value"], figure["unit"]) + ("" if figure.get("reached", True) else " (missed)")
             lines.append(f"| {figure['text']} | {value} | {target} | `{name}` |")
