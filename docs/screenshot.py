@@ -25,9 +25,9 @@ COMMANDS = [
 
 
 def on_a_terminal(command: str) -> str:
-    """What the command shows on a terminal of 128 columns, both streams."""
+    """What the command shows on a terminal of 136 columns, both streams."""
     master, slave = pty.openpty()
-    environment = os.environ | {"COLUMNS": "128", "TERM": "xterm-256color"}
+    environment = os.environ | {"COLUMNS": "136", "TERM": "xterm-256color"}
     program = [sys.executable, "-m", "zephyra_cli", *shlex.split(command)[1:]]
     child = subprocess.Popen(program, stdin=slave, stdout=slave, stderr=slave, env=environment)
     os.close(slave)
@@ -47,7 +47,7 @@ def on_a_terminal(command: str) -> str:
 
 
 def main() -> None:
-    console = Console(record=True, width=128, file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115
+    console = Console(record=True, width=136, file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115
     for command in COMMANDS:
         console.print(Text.assemble(("$ ", "bold green"), (command, "bold")), soft_wrap=True)
         console.print(Text.from_ansi(on_a_terminal(command).rstrip("\n")), soft_wrap=True)
