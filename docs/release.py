@@ -65,7 +65,10 @@ def figures_as_markdown(measured: dict[str, Any], *, tables: bool) -> str:
             lines.append(f"| {figure['text']} | {value} | {target} | `{name}` |")
     first = next(iter(measured.values()))
     machine = ", ".join(f"{key} {value}" for key, value in first["machine"].items() if key != "load")
-    lines += ["", f"Measured on {first['date']}: {machine}. Each by `python benchmarks/NAME.py`."]
+    lines += [
+        "",
+        f"Measured on {first['date']}: {machine}. Each by `python benchmarks/NAME.py`; adapters, conversion and usefulness with `--threads 1 --limit 100`.",
+    ]
     for name, benchmark in measured.items() if tables else ():
         for title, table in benchmark["tables"].items():
             lines += ["", f"**{title}** (`{name}`)", "", _row(table["columns"]), _row(["---"] * len(table["columns"]))]
