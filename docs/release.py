@@ -14,6 +14,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 NANO = ROOT / "assets" / "zephyra-nano"
 TEMPLATE = Path(__file__).parent / "model_card.md"
+HOW = "; adapters and usefulness with `--threads 1 --limit 100`, conversion with `--threads 1`"
 BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
 LICENSE = "CC-BY-SA-4.0"
 ORIGIN = "trained by the zephyra authors; data and licences: README.md"
@@ -67,7 +68,7 @@ def figures_as_markdown(measured: dict[str, Any], *, tables: bool) -> str:
     machine = ", ".join(f"{key} {value}" for key, value in first["machine"].items() if key != "load")
     lines += [
         "",
-        f"Measured on {first['date']}: {machine}. Each by `python benchmarks/NAME.py`; adapters, conversion and usefulness with `--threads 1 --limit 100`.",
+        f"Measured on {first['date']}: {machine}. Each by `python benchmarks/NAME.py`{HOW}.",
     ]
     for name, benchmark in measured.items() if tables else ():
         for title, table in benchmark["tables"].items():
