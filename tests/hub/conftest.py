@@ -1,0 +1,34 @@
+"""A local hub that the real client reaches, with a cache, a token and a home that are never the real ones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.hub.server import Hub, serve
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A running hub without repositories; `HF_ENDPOINT` names it for this process and those that it starts.
+
+    huggingface-hub reads its variables once, when it is imported: what runs inside this process is told by hand.
+    """
+    for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING_FACE_"))]:
+        monkeypatch.delenv(name)
+    with serve(Hub()) as running:
+        places = {"HF_ENDPOINT": running.endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
+        for name, value in places.items():
+            monkeypatch.setenv(name, value)
+        from huggingface_hub import constants
+
+        monkeypatch.setattr(constants, "ENDPOINT", running.endpoint)
+        template = f"{running.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        yield running
