@@ -19,7 +19,7 @@ def git_hash(data: bytes) -> str:
 
 @dataclass
 class Repository:
-    """A model repository. `readers`: users who may read it; None: everybody. `gated`: files need a reader, facts none."""
+    """A model repository. `readers`: who may read it; None: everybody. `gated`: files need a reader, facts none."""
 
     id: str
     readers: set[str] | None = None
@@ -29,7 +29,7 @@ class Repository:
     refs: dict[str, str] = field(default_factory=dict)
 
     def commit(self, files: dict[str, bytes], *, delete: tuple[str, ...] = (), ref: str = "main") -> str:
-        """A new commit on `ref`: its tree with these files changed. The commit's hash depends on nothing but content."""
+        """A new commit on `ref`: its tree with these files changed. Its hash depends on nothing but content."""
         tree = {**self.commits.get(self.refs.get(ref, ""), {}), **files}
         tree = {path: data for path, data in sorted(tree.items()) if path not in delete}
         listing = "".join(f"{path} {sha256(data)}\n" for path, data in tree.items())

@@ -1,7 +1,7 @@
 """A hub on loopback that speaks the Hugging Face Hub's protocol, and fails in every way when told to.
 
-It is for the real huggingface-hub client, through `HF_ENDPOINT`: facts of a repository, files (large ones by a redirect to
-another port, the "CDN"), ranges, and the uploads of a commit. `python -m tests.hub.server FOLDER…` serves folders.
+It is for the real huggingface-hub client, through `HF_ENDPOINT`: facts of a repository, files (large ones by a redirect
+to another port, the "CDN"), ranges, and the uploads of a commit. `python -m tests.hub.server FOLDER…` serves folders.
 """
 
 from __future__ import annotations
@@ -167,13 +167,17 @@ class _Handler(BaseHTTPRequestHandler):
     def _find(self, name: str, revision: str, *, facts: bool = False) -> tuple[Repository | None, str | None]:
         """The repository and the commit, or (None, None) with the error already sent."""
         repository, user = self.hub.repositories.get(name), self._user()
-        if repository is None or (repository.readers is not None and not repository.gated):
-            if repository is None or user not in (repository.readers or ()):
-                status = 404 if user else 401
-                self._error(status, "RepoNotFound", "Repository not found" if user else "Invalid username or password.")
-                return None, None
+        hidden = repository is None or (repository.readers is not None and not repository.gated)
+        if repository is None or (hidden and user not in (repository.readers or ())):
+            status = 404 if user else 401
+            self._error(status, "RepoNotFound", "Repository not found" if user else "Invalid username or password.")
+            return None, None
         if repository.gated and not facts and user not in (repository.readers or ()):
-            why = "Access to model is restricted." if user else "Access to model is restricted. You must be authenticated."
+            why = (
+                "Access to model is restricted."
+                if user
+                else "Access to model is restricted. You must be authenticated."
+            )
             self._error(403 if user else 401, "GatedRepo", why)
             return None, None
         commit = repository.resolve(revision)
