@@ -36,6 +36,10 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return int(self._plain.get_vocab_size())
 
+    def vocabulary(self) -> dict[str, int]:
+        """Every entry with its id."""
+        return dict(self._plain.get_vocab())
+
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         tokenizer = self._special if special else self._plain
         return list(tokenizer.encode(text, add_special_tokens=False).ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from zephyra_fusion.lora import set_adapters
 from zephyra_fusion.router_model import load_router
 from zephyra_fusion.tokenizer import Tokenizer
 from zephyra_fusion.train import stages
+from zephyra_fusion.train.router_data import framed
 
 TOKENIZER = """
 data = "{data}"
@@ -29,6 +31,7 @@ output = "{runs}/base"
 tokenizer = "{runs}/tokenizer"
 validation = ["chat"]
 compile = false
+precision = "fp32"
 device = "cpu"
 checkpoint_every = 20
 eval_every = 20
@@ -61,6 +64,7 @@ data = "{data}"
 output = "{runs}/adapters"
 base = "{runs}/base"
 compile = false
+precision = "fp32"
 device = "cpu"
 sequence_length = 32
 batch_size = 8
@@ -136,6 +140,28 @@ def _power_cut_at(step: int):  # type: ignore[no-untyped-def]
     return report
 
 
+def test_training_goes_on_from_a_checkpoint(runs: Path, tmp_path: Path) -> None:
+    options = [f"output={tmp_path}", f"initial={runs}/base", "optimizer.lr=0.0", "optimizer.matrix_lr=0.0"]
+    stages.run("base", runs / "base.toml", options)
+    trained, again = (load_checkpoint(folder).state_dict() for folder in (runs / "base", tmp_path))
+    assert all(torch.equal(trained[name], again[name]) for name in trained)  # at a rate of zero it is the same model
+    assert max(losses(tmp_path / "base.metrics.jsonl")) < losses(runs / "base" / "base.metrics.jsonl")[0]
+
+
+def test_training_does_not_go_on_from_what_does_not_fit(runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(ZephyraError, match="must be"):
+        stages.run(
+            "base", runs / "base.toml", [f"output={tmp_path}", f"initial={runs}/base", "model.intermediate_size=96"]
+        )
+    stages.run("tokenizer", runs / "tokenizer.toml", [f"output={tmp_path}/other", "vocab_size=310"])
+    with pytest.raises(ZephyraError, match="another tokenizer"):
+        stages.run(
+            "base",
+            runs / "base.toml",
+            [f"output={tmp_path}", f"initial={runs}/base", f"tokenizer={tmp_path}/other"],
+        )
+
+
 def test_a_foreign_checkpoint_is_not_resumed(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "base.resume.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(Exception, match="resume") as error:
@@ -150,6 +176,19 @@ def test_the_router_learns_and_is_calibrated(runs: Path) -> None:
     probabilities = (router(ids, ids >= 0) / router.config.temperature).softmax(-1)[0]
     assert router.config.labels[int(probabilities.argmax())] == "sql"
     assert 0.0 <= router.config.threshold < 1.0
+
+
+def test_frames_decide_wherever_their_words_come_from() -> None:
+    chance, prompts = random.Random(0), {"sql": ["SELECT the name"], "none": ["green eggs and ham."]}
+    texts = {framed("sql to get", prompts, "sql", chance) for _ in range(60)}
+    assert all(text.startswith("sql to get ") and not text.endswith(".") for text in texts)
+    assert any("eggs" in text for text in texts) and any("SELECT" in text for text in texts)
+
+
+def test_a_frame_of_an_unknown_label_is_refused(runs: Path) -> None:
+    with pytest.raises(ZephyraError, match="frames name 'shel'") as error:
+        stages.run("router", runs / "router.toml", ['frames={shel = ["run"]}'])
+    assert "shell" in str(error.value.hint)
 
 
 def test_unknown_stages_and_keys_are_named(runs: Path) -> None:

@@ -1,4 +1,4 @@
-"""Training a base model from nothing."""
+"""Training a base model, from nothing or on from a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from zephyra_fusion.chat import END, END_OF_TEXT, PAD
-from zephyra_fusion.checkpoint import save_checkpoint
+from zephyra_fusion.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from zephyra_fusion.config import FusionConfig
+from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.model import ZephyraFusion
 from zephyra_fusion.tokenizer import Tokenizer
 from zephyra_fusion.train.config import BaseRecipe
@@ -39,6 +40,15 @@ def batches(mixture: Mixture, size: int) -> Batches:
     return draw
 
 
+def _go_on_from(model: ZephyraFusion, folder: Path, tokenizer: Path) -> None:
+    """The weights of an earlier checkpoint; its tokens must mean the same and its shape must be the recipe's."""
+    theirs = folder / "tokenizer.json"
+    if Tokenizer(theirs).vocabulary() != Tokenizer(tokenizer).vocabulary():
+        raise ZephyraError(f"{theirs} is another tokenizer than {tokenizer}", hint="train with the checkpoint's own")
+    weights = load_checkpoint(folder).state_dict()
+    load_weights(model, weights, str(folder))
+
+
 def train_base(recipe: BaseRecipe, resume: bool, report: Report | None) -> Path:
     """Phases of a mixture each; writes a checkpoint folder."""
     data, output, tokenizer_path = Path(recipe.data), Path(recipe.output), Path(recipe.tokenizer) / "tokenizer.json"
@@ -52,7 +62,10 @@ def train_base(recipe: BaseRecipe, resume: bool, report: Report | None) -> Path:
         pad_token_id=pad,
         **recipe.model,
     )
-    model = ZephyraFusion(config).to(device)
+    model = ZephyraFusion(config)
+    if recipe.initial:
+        _go_on_from(model, Path(recipe.initial), tokenizer_path)
+    model.to(device)
     cache = output / "tokens"
 
     def load(name: str, split: str = "train") -> TokenizedSource:

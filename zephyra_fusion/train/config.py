@@ -61,6 +61,7 @@ class BaseRecipe:
     tokenizer: str
     model: Mapping[str, Any]
     phases: tuple[PhaseConfig, ...]
+    initial: str = ""  # a checkpoint folder whose weights training goes on from; "" begins from nothing
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     validation: tuple[str, ...] = ()
     eval_every: int = 200
@@ -117,6 +118,10 @@ class RouterRecipe:
     none_sources: Mapping[str, int]  # source -> prompts a label `none` is learned from
     model: Mapping[str, Any]
     threshold_set: str
+    frames: Mapping[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # label -> openings that decide it by themselves
+    framed: float = 0.12  # share of a label's rows that are one of its frames before words from anywhere
     steps: int = 2000
     batch_size: int = 64
     max_tokens: int = 128

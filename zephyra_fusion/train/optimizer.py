@@ -10,15 +10,16 @@ from torch import Tensor, nn
 
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.train.config import OptimizerConfig
+from zephyra_fusion.train.device import multiplies_bf16
 
 
 def orthogonalize(gradient: Tensor, steps: int = 5) -> Tensor:
     """The nearest semi-orthogonal matrix by a quintic Newton-Schulz iteration (Jordan et al., Muon, 2024).
 
-    In bfloat16 on an accelerator; in the gradient's own type on a CPU, where bfloat16 is often emulated.
+    In bfloat16 where the hardware multiplies it, else in the gradient's own type: emulated, it is slow.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = gradient.bfloat16() if gradient.is_cuda else gradient
+    x = gradient.bfloat16() if multiplies_bf16(gradient.device) else gradient
     transposed = x.shape[0] > x.shape[1]
     if transposed:
         x = x.T

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from zephyra_fusion.errors import ZephyraError, did_you_mean
 from zephyra_fusion.router_model import RouterConfig, RouterModel, save_router
 from zephyra_fusion.tokenizer import Tokenizer
 from zephyra_fusion.train.config import OptimizerConfig, PhaseConfig, RouterRecipe
 from zephyra_fusion.train.device import pick_device
 from zephyra_fusion.train.loop import Loop, Report
 from zephyra_fusion.train.optimizer import make_optimizers
-from zephyra_fusion.train.router_data import NONE, disturb, labelled_prompts, truncate
+from zephyra_fusion.train.router_data import NONE, disturb, framed, labelled_prompts, truncate
 from zephyra_fusion.train.sources import read_lines, read_records, source_file
 
 HELD_OUT = 0.04  # of the training prompts, for temperature and threshold: the valid splits stay unseen
@@ -28,6 +29,10 @@ def train_router(recipe: RouterRecipe, resume: bool, report: Report | None) -> P
     """Writes a router folder with calibrated temperature and threshold."""
     data, output = Path(recipe.data), Path(recipe.output)
     tokenizer = Tokenizer(Path(recipe.tokenizer) / "tokenizer.json")
+    if foreign := sorted(set(recipe.frames) - set(recipe.labels)):
+        raise ZephyraError(
+            f"frames name '{foreign[0]}', which is no label", hint=did_you_mean(foreign[0], recipe.labels)
+        )
     torch.manual_seed(recipe.seed)
     device = pick_device(recipe.device)
     config = RouterConfig(
@@ -54,10 +59,16 @@ def train_router(recipe: RouterRecipe, resume: bool, report: Report | None) -> P
             row[: len(values)] = values
         return torch.from_numpy(ids)
 
+    def prompt(label: str) -> str:
+        frames = recipe.frames.get(label, ())
+        if frames and chance.random() < recipe.framed:
+            return framed(chance.choice(frames), learned, label, chance)
+        return chance.choice(learned[label])
+
     def draw() -> tuple[Tensor, Tensor]:
         labels = [chance.randrange(len(recipe.labels) + 1) for _ in range(recipe.batch_size)]
         labels = [min(label, len(recipe.labels) - 1) for label in labels]  # the last one, none, twice as often
-        texts = [disturb(chance.choice(learned[recipe.labels[label]]), chance) for label in labels]
+        texts = [disturb(prompt(recipe.labels[label]), chance) for label in labels]
         return collate(texts), torch.tensor(labels)
 
     def logits(ids: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from zephyra_fusion.train.config import RouterRecipe
@@ -45,6 +45,13 @@ def fragment(text: str, chance: random.Random, length: int) -> str:
     words = text.split()
     start = chance.randrange(max(1, len(words) - length + 1))
     return " ".join(words[start : start + length]) or text
+
+
+def framed(frame: str, prompts: Mapping[str, list[str]], label: str, chance: random.Random) -> str:
+    """A wording that the data never use: the frame, then words of the label's own prompts or of no domain's."""
+    source = prompts[label if chance.random() < 0.4 else NONE]
+    words = fragment(chance.choice(source), chance, chance.randrange(1, 7)).rstrip("?.!:,")
+    return f"{frame} {words}"
 
 
 def disturb(prompt: str, chance: random.Random) -> str:
