@@ -47,13 +47,21 @@ def _run(arguments: list[str]) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    from typer._click.exceptions import ClickException  # Typer carries its own Click and exports no name for it
+
+    from zephyra_cli import ui
     from zephyra_cli.command_line import command_line
 
     try:
-        command_line().main(arguments, prog_name="zephyra")
+        return command_line().main(arguments, prog_name="zephyra", standalone_mode=False) or 0
+    except ClickException as error:
+        import io
+
+        error.show(usage := io.StringIO())
+        ui.note(usage.getvalue().rstrip("\n"))
+        return error.exit_code
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 1
-    return 0
 
 
 def leave(status: int) -> NoReturn:

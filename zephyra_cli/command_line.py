@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -14,7 +16,7 @@ from zephyra_cli.interruption import Terminated
 from zephyra_fusion import __version__
 from zephyra_fusion.errors import did_you_mean
 
-COMMANDS = ("generate", "chat", "route", "models", "domains", "convert", "train", "doctor")
+COMMANDS = ("generate", "chat", "route", "models", "domains", "convert", "train", "config", "completion", "doctor")
 """Each is zephyra_cli/commands/NAME.py with a function (or, for a group, a Typer) of that name in it."""
 
 
@@ -26,6 +28,8 @@ class Commands(TyperGroup):
 
     def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]
         if cmd_name not in COMMANDS:
+            if ctx.resilient_parsing:  # the Tab key asks
+                return None
             ctx.fail(f"No such command '{cmd_name}'; {did_you_mean(cmd_name, COMMANDS)}")
         command = getattr(import_module(f"zephyra_cli.commands.{cmd_name}"), cmd_name)
         if not isinstance(command, typer.Typer):
@@ -44,6 +48,11 @@ class Commands(TyperGroup):
 
 def command_line() -> Any:
     """The root command, ready for `main`."""
+    if "_ZEPHYRA_COMPLETE" in os.environ:
+        from typer.completion import completion_init
+
+        sys.modules.setdefault("rich", None)  # type: ignore[arg-type]  # Typer would load it to strip markup: 0.1 s a Tab
+        completion_init()
     app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None, no_args_is_help=True)
 
     @app.callback()

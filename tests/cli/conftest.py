@@ -101,3 +101,16 @@ def zephyra() -> Run:
         )
 
     return run
+
+
+@pytest.fixture
+def inside(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """function(*arguments) -> status, stdout, stderr of the command line, run in this process: no start to wait for."""
+    from zephyra_cli.app import _run
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        status = _run([str(argument) for argument in arguments])
+        return status, *capfd.readouterr()
+
+    return run

@@ -20,6 +20,13 @@ COMMANDS = [
     "domains",
     "convert",
     "train",
+    "config",
+    "config get",
+    "config set",
+    "config unset",
+    "config path",
+    "config edit",
+    "completion",
     "doctor",
 ]
 

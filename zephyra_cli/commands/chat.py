@@ -16,6 +16,7 @@ from zephyra_cli.commands.options import (
     MinP,
     Model,
     Offline,
+    Profile,
     RepeatPenalty,
     Seed,
     Stats,
@@ -54,6 +55,7 @@ def chat(
     plain: Annotated[bool, typer.Option("--plain", help="No Markdown, no line editor: text as it comes.")] = False,
     stats: Stats = None,
     offline: Offline = None,
+    profile: Profile = None,
 ) -> None:
     """Talk, turn by turn; every turn is routed anew.
 

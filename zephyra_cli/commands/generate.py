@@ -18,6 +18,7 @@ from zephyra_cli.commands.options import (
     MinP,
     Model,
     Offline,
+    Profile,
     Prompt,
     RepeatPenalty,
     Seed,
@@ -59,6 +60,7 @@ def generate(
     ] = False,
     stats: Stats = None,
     offline: Offline = None,
+    profile: Profile = None,
 ) -> None:
     """Answer one prompt.
 

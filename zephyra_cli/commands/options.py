@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from zephyra_cli import complete
+
 Prompt = Annotated[
     str | None,
     typer.Argument(metavar="[PROMPT]", help="The prompt. Standard input is added where it is a pipe or a file."),
@@ -17,11 +19,24 @@ Files = Annotated[
 Model = Annotated[
     str | None,
     typer.Option(
-        "--model", "-m", metavar="NAME|PATH", help="A model's name, a pack's folder or a .gguf. [default: zephyra-nano]"
+        "--model",
+        "-m",
+        metavar="NAME|PATH",
+        help="A model's name, a pack's folder or a .gguf. [default: zephyra-nano]",
+        autocompletion=complete.models,
     ),
 ]
 Threads = Annotated[int | None, typer.Option("--threads", metavar="N", help="CPU threads. [default: all cores]")]
 Offline = Annotated[bool | None, typer.Option("--offline", help="Never touch the network.")]
+Profile = Annotated[
+    str | None,
+    typer.Option(
+        "--profile",
+        metavar="NAME",
+        help="Settings from [profile.NAME] of config.toml.",
+        autocompletion=complete.profiles,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")]
 Domain = Annotated[
     str | None,
@@ -30,6 +45,7 @@ Domain = Annotated[
         "-d",
         metavar="auto|none|NAME|NAME=W,…",
         help="Who answers. [default: auto where there is a router]",
+        autocompletion=complete.domains,
     ),
 ]
 MaxTokens = Annotated[int | None, typer.Option("--max-tokens", "-n", metavar="N", help="Longest answer.")]
@@ -50,6 +66,6 @@ Stats = Annotated[bool | None, typer.Option("--stats", help="A line of figures o
 
 SETTINGS = frozenset(
     ("model", "domain", "max_tokens", "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed", "system")
-    + ("backend", "device", "threads", "context", "stats", "offline")
+    + ("backend", "device", "threads", "context", "stats", "offline", "profile")
 )
-"""Options that are settings too."""
+"""Options that are settings too, and the profile, which is a set of them."""
