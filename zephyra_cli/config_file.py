@@ -35,7 +35,7 @@ def unset(name: str, profile: str | None) -> None:
         raise ZephyraError(f"setting '{name}' is not in {where}", hint=did_you_mean(name, {*table} - {PROFILE}))
     del table[name]
     if profile and not table:
-        del document[PROFILE][profile]  # type: ignore[union-attr]
+        del document[PROFILE][profile]
     _write(document)
 
 
