@@ -33,6 +33,7 @@ GROUND_FLOOR = {
     "registry",
     "chat",
     "router",
+    "draft",
 }  # standard library
 
 # Above the ground floor torch is free in zephyra_fusion. Elsewhere only these may import it (or what imports it),

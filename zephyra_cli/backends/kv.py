@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,8 @@ class ContextSettings:
     flash_attention: bool
     kv_type: str
     window: int
+    guesses: int = 0
+    """Tokens that a draft may add to a batch of one."""
 
 
 class Context:
@@ -44,10 +46,13 @@ class Context:
         self._lib, self._settings = lib, settings
         self.size = -(-size // _PADDING) * _PADDING
         self.tokens: list[int] = []
+        self.proven = False
+        """Whether its logits were seen to be numbers."""
         params = lib.llama_context_default_params()
         params.n_ctx = self.size
         params.n_batch = params.n_ubatch = min(settings.n_batch, self.size)
-        params.n_outputs_max = params.n_batch if all_logits else 1
+        self.most_guesses = min(settings.guesses, params.n_batch - 1)
+        params.n_outputs_max = params.n_batch if all_logits else 1 + self.most_guesses
         params.n_outputs_max_per_seq = params.n_outputs_max
         params.n_threads = params.n_threads_batch = settings.threads
         params.flash_attn_type = int(settings.flash_attention)
@@ -65,10 +70,9 @@ class Context:
         self._memory = lib.llama_get_memory(self.handle)
         self.n_batch = int(params.n_batch)
         self._ids = (ctypes.c_int32 * self.n_batch)()
-        self._outputs = (ctypes.c_int8 * self.n_batch)(*[1] * self.n_batch) if all_logits else None
-        self._batch = Batch(0, ctypes.addressof(self._ids), None, None, None, None, None)
-        if self._outputs is not None:
-            self._batch.logits = ctypes.addressof(self._outputs)
+        self._every_row = (ctypes.c_int8 * self.n_batch)(*[1] * self.n_batch)
+        self._last_row = None if not all_logits else ctypes.addressof(self._every_row)  # None: of the last token alone
+        self._batch = Batch(0, ctypes.addressof(self._ids), None, None, None, None, self._last_row)
 
     def set_adapters(self, adapters: Sequence[int], weights: Sequence[float]) -> None:
         """Once, before anything is decoded."""
@@ -82,8 +86,7 @@ class Context:
 
         The last token is always decoded anew, because its logits are wanted.
         """
-        limit = min(len(self.tokens), len(prompt) - 1)
-        keep = next((i for i in range(limit) if self.tokens[i] != prompt[i]), limit)
+        keep = min(common_prefix(self.tokens, prompt), len(prompt) - 1)
         window = self._settings.window
         if window and keep < len(self.tokens):
             # A window layer has forgotten what the rewound position would look back at: llama.cpp does not notice.
@@ -97,21 +100,39 @@ class Context:
             keep = 0
         return keep
 
-    def decode(self, tokens: Sequence[int]) -> None:
-        """Append at most `n_batch` tokens. Ctrl-C is seen between two calls."""
+    def decode(self, tokens: Sequence[int], guesses: Sequence[int] = ()) -> None:
+        """Append at most `n_batch` tokens. Ctrl-C is seen between two calls.
+
+        `guesses` are decoded behind one token, and logits given after each; `keep` makes them tokens, in their order.
+        """
         count = len(tokens)
-        if count == 1:
+        if count == 1 and not guesses:
             self._ids[0] = tokens[0]  # the slice of the general case costs a microsecond, which every answer pays
         else:
-            self._ids[:count] = list(tokens)
+            batch = [*tokens, *guesses]
+            count = len(batch)
+            self._ids[:count] = batch
+            if guesses:
+                self._batch.logits = ctypes.addressof(self._every_row)
         self._batch.n_tokens = count
         status = self._lib.llama_decode(self.handle, self._batch)
+        if guesses:
+            self._batch.logits = self._last_row
         if status:
             raise ZephyraError(
                 f"llama.cpp cannot decode {count} tokens after {len(self.tokens)} in a context of {self.size}: "
                 f"status {status}, {take_errors()}"
             )
         self.tokens.extend(tokens)
+
+    def keep(self, token: int) -> None:
+        """The next guess was right: it is a token now."""
+        self.tokens.append(token)
+
+    def drop_guesses(self) -> None:
+        """What was not kept leaves the cache, before anything else is decoded."""
+        if not self._lib.llama_memory_seq_rm(self._memory, 0, len(self.tokens), -1):
+            raise RuntimeError("llama.cpp cannot take guesses back in this kind of cache")
 
     def logits(self, index: int, vocab_size: int) -> Any:
         """Of the last decoded batch: a ctypes array of `vocab_size` floats, valid until the next `decode`."""
@@ -135,24 +156,43 @@ class Context:
             self.handle = None
 
 
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens both begin with. Whole slices are compared: conversations are long, and mostly the same."""
+    low, high = 0, min(len(a), len(b))
+    if a[:high] == b[:high]:
+        return high
+    while high - low > 1:  # a[:low] == b[:low], a[:high] != b[:high]
+        middle = (low + high) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
 class ContextPool:
     """The contexts of the mixes used last, at most `live` of them; each as large as it has needed to be so far."""
 
     def __init__(self, lib: Any, model: int, settings: ContextSettings, *, limit: int, live: int) -> None:
-        self._lib, self._model, self._settings = lib, model, settings
+        self._lib, self._model, self.settings = lib, model, settings
         self._limit, self._live = limit, live
         self._contexts: OrderedDict[Mix, Context] = OrderedDict()
 
-    def context(self, mix: Mix, adapters: Sequence[int], need: int) -> Context:
-        """The context of `mix` with room for `need` tokens (at most the limit)."""
+    @property
+    def mixes(self) -> Collection[Mix]:
+        """Those that have a context."""
+        return self._contexts.keys()
+
+    def context(self, mix: Mix, adapters: Callable[[], tuple[Sequence[int], Sequence[float]]], need: int) -> Context:
+        """The context of `mix` with room for `need` tokens (at most the limit); `adapters` loads what it runs under."""
         found = self._contexts.get(mix)
         need = min(need, self._limit)
         if found is None or found.size < need:
             size = need if found is None else min(self._limit, max(need, 2 * found.size))
-            made = Context(self._lib, self._model, self._settings, size)
-            made.set_adapters(adapters, [weight for _, weight in mix])
+            made = Context(self._lib, self._model, self.settings, size)
+            made.set_adapters(*adapters())
             if found is not None:
-                if not self._settings.window:
+                if not self.settings.window:
                     made.adopt(found)
                 found.free()
             self._contexts[mix] = found = made

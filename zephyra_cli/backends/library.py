@@ -136,6 +136,7 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "llama_get_logits_ith": (c_void_p, [c_void_p, c_int32]),
     "llama_get_embeddings_seq": (c_void_p, [c_void_p, c_int32]),
     "llama_adapter_lora_init": (c_void_p, [c_void_p, c_char_p]),
+    "llama_adapter_lora_free": (None, [c_void_p]),
     "llama_set_adapters_lora": (c_int32, [c_void_p, POINTER(c_void_p), c_size_t, POINTER(c_float)]),
     "llama_sampler_chain_init": (c_void_p, [SamplerChainParams]),
     "llama_sampler_chain_add": (None, [c_void_p, c_void_p]),

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 import time
 from array import array
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+from zephyra_cli.backends.adapters import Adapters
 from zephyra_cli.backends.kv import KV_TYPES, Context, ContextPool, ContextSettings, Mix
 from zephyra_cli.backends.library import library, take_errors
 from zephyra_cli.backends.protocol import GenerationUsage
 from zephyra_cli.backends.sampler import Sampler
 from zephyra_cli.backends.self_test import extra_buffers_allowed
+from zephyra_cli.backends.speculation import Speculation
+from zephyra_cli.backends.vocabulary import Vocabulary
 from zephyra_cli.devices import usable_cores
 from zephyra_converters.gguf_check import check_model
-from zephyra_converters.gguf_check_lora import check_adapter
 from zephyra_converters.gguf_shapes import DECODERS
+from zephyra_fusion.draft import LONGEST_DRAFT, Draft, DraftLength
 from zephyra_fusion.errors import ZephyraError, did_you_mean
-from zephyra_fusion.types import SamplingParams, Token, check_weights
+from zephyra_fusion.types import SamplingParams, Token
 
 _DEFAULT_CONTEXT = 4096
 _DEFAULT_THREADS = 8  # more gain nothing at the sizes that run on a CPU: memory bandwidth is the limit
@@ -40,6 +43,7 @@ class LlamaBackend:
     extra_buffers: let llama.cpp repack the weights (AMX, interleaved rows): faster for long work, slower to start.
         One-shot runs leave it off. Where the library's AMX build may be broken, `self_test` has the last word.
     live_mixes: adapter mixes whose cache is kept.
+    sum_blends: compute a blend of several adapters as one of the sum of their ranks.
 
     ZephyraError: the file is unsafe or damaged, the library is missing, `context` is out of range.
     """
@@ -58,6 +62,7 @@ class LlamaBackend:
         flash_attention: bool | None = None,
         extra_buffers: bool = False,
         live_mixes: int = 4,
+        sum_blends: bool = True,
     ) -> None:
         self._header = header = check_model(path)
         trained = self._number("context_length")
@@ -81,7 +86,7 @@ class LlamaBackend:
         self._model = self._lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
             raise ZephyraError(f"llama.cpp cannot load {path}: {take_errors()}")
-        self._vocab = self._lib.llama_model_get_vocab(self._model)
+        self._vocabulary = Vocabulary(self._lib, self._model, self.vocab_size)
         self.threads = min(threads or _DEFAULT_THREADS, usable_cores())
         self._settings = ContextSettings(
             n_batch=n_batch,
@@ -92,77 +97,69 @@ class LlamaBackend:
             window=self._number("attention.sliding_window") if DECODERS[header.architecture].window else 0,
         )
         self._pool = ContextPool(self._lib, self._model, self._settings, limit=self.context_length, live=live_mixes)
-        self._adapters: dict[str, int] = {}
+        self._adapters = Adapters(self._lib, self._model, header, sum_blends=sum_blends)
+        self._draft: Draft | None = None
+        self._draft_length = DraftLength()
+        self._guessing: Sampler | None = None
         self._mix: Mix = ()
-        self._pieces: dict[int, bytes] = {}
-        self._ends: dict[int, bool] = {}
         self._turn = 0  # counts generations, so that an old generator cannot go on in a new one's cache
 
     def _number(self, key: str, default: int = 0) -> int:
         value = self._header.metadata.get(f"{self._header.architecture}.{key}", default)
         return int(value[0] if isinstance(value, list) else value)
 
-    @cached_property
+    @property
     def stop_ids(self) -> frozenset[int]:
-        self._check_open()
-        return frozenset(i for i in range(self.vocab_size) if self._lib.llama_vocab_is_eog(self._vocab, i))
+        return self._vocabulary.stop_ids
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
-        self._check_open()
-        try:
-            raw = text.encode()
-        except UnicodeEncodeError as error:
-            raise ZephyraError(
-                f"the text is no valid Unicode: character {error.start} is the lone surrogate {text[error.start]!r}",
-                hint="input must be UTF-8",
-            ) from None
-        room = len(raw) + 8  # a token stands for at least one byte
-        ids = (ctypes.c_int32 * room)()
-        count = self._lib.llama_tokenize(self._vocab, raw, len(raw), ids, room, False, special)
-        if count < 0:
-            raise ZephyraError(f"llama.cpp cannot tokenize a text of {len(raw)} bytes")
-        return ids[:count]
+        return self._vocabulary.encode(text, special=special)
 
     def token_bytes(self, token_id: int) -> bytes:
-        piece = self._pieces.get(token_id)
-        if piece is None:
-            self._check_open()
-            self._check_ids((token_id,))
-            size = 64
-            while True:
-                buffer = ctypes.create_string_buffer(size)
-                length = self._lib.llama_token_to_piece(self._vocab, token_id, buffer, size, 0, False)
-                if length >= 0:
-                    break
-                size = -length
-            self._pieces[token_id] = piece = buffer.raw[:length]
-        return piece
-
-    def _ends_answer(self, token_id: int) -> bool:
-        """Remembered, as a call into the library takes longer than a look into a dict."""
-        ends = self._ends.get(token_id)
-        if ends is None:
-            self._ends[token_id] = ends = bool(self._lib.llama_vocab_is_eog(self._vocab, token_id))
-        return ends
+        return self._vocabulary.token_bytes(token_id)
 
     def add_adapter(self, name: str, path: Path) -> None:
-        self._check_open()
-        if name in self._adapters:
-            raise ZephyraError(f"there is already an adapter '{name}'")
-        check_adapter(path, self._header)
-        adapter = self._lib.llama_adapter_lora_init(self._model, os.fsencode(path))
-        if not adapter:
-            raise ZephyraError(f"llama.cpp cannot load the adapter {path}: {take_errors()}")
-        self._adapters[name] = adapter
+        self._vocabulary.check_open()
+        self._adapters.add(name, path)
 
     def set_adapters(self, weights: Mapping[str, float]) -> float:
         start = time.perf_counter()
-        checked = check_weights(weights)
-        for name in weights:
-            if name not in self._adapters:
-                raise ZephyraError(f"unknown adapter '{name}'", hint=did_you_mean(name, self._adapters))
-        self._mix = tuple(sorted(checked.items()))
+        self._mix = self._adapters.mix(weights)
         return 1000 * (time.perf_counter() - start)
+
+    def speculate(self, draft: Draft | None) -> None:
+        if self._draft is not None and self._draft is not draft:
+            self._draft.close()
+        self._draft, self._draft_length = draft, DraftLength()
+        self._pool.close()  # a context has room for guesses from its beginning or never
+        self._pool.settings = replace(self._settings, guesses=LONGEST_DRAFT if draft else 0)
+
+    @property
+    def vocabulary(self) -> list[bytes]:
+        """The tokens as they are written in the file, by id."""
+        return list(self._header.metadata["tokenizer.ggml.tokens"])
+
+    @cached_property
+    def parameters(self) -> int:
+        """Weights of the base."""
+        return sum(math.prod(tensor.shape) for tensor in self._header.tensors.values())
+
+    def guess(self, tokens: Sequence[int], count: int) -> list[int]:
+        """The likeliest continuation, at most `count` tokens; it ends with a stop token or a full context."""
+        count = min(count, self.context_length - len(tokens))
+        if count < 1:
+            return []
+        self._vocabulary.check_open()
+        if self._guessing is None:
+            self._guessing = Sampler(self._lib, self.vocab_size, SamplingParams(), ())
+        context = self._context(len(tokens) + count)
+        for at in range(context.rewind(tokens), len(tokens), context.n_batch):
+            context.decode(tokens[at : at + context.n_batch])
+        guesses = [self._guessing.sample(context.handle)]
+        while len(guesses) < count and not self._vocabulary.ends_answer(guesses[-1]):
+            context.decode(guesses[-1:])
+            guesses.append(self._guessing.sample(context.handle))
+        return guesses
 
     def generate(self, prompt: Sequence[int], params: SamplingParams) -> Generator[Token, None, None]:
         self._check_prompt(prompt, room=1)
@@ -174,21 +171,23 @@ class LlamaBackend:
         prefill_ms = first_ms = decode_ms = 0.0
         sampler = Sampler(self._lib, self.vocab_size, params, prompt)
         last = min(params.max_tokens, self.context_length - len(prompt))
+        speculation, row = None, -1
+        if self._draft is not None:
+            speculation = Speculation(self._draft, self._draft_length, context, prompt, last)
         try:
             began = clock()
             for at in range(cached, len(prompt), context.n_batch):
                 context.decode(prompt[at : at + context.n_batch])
             prefill_ms = 1000 * (clock() - began)
-            if math.isnan(sum(context.logits(-1, self.vocab_size)[:])):
-                raise ZephyraError(f"{self._header.path} computes no numbers (NaN)", hint="its weights are damaged")
+            self._check_numbers(context)
             while True:
-                token = sampler.sample(context.handle)
+                token = sampler.sample(context.handle, row)
                 given += 1
                 if given == 1:
                     first_ms = 1000 * (clock() - start)
                 else:
                     decode_ms += 1000 * (clock() - began)
-                if self._ends_answer(token):
+                if self._vocabulary.ends_answer(token):
                     yield Token(token, "stop")
                     return
                 if given == last:
@@ -198,7 +197,10 @@ class LlamaBackend:
                 if turn != self._turn:
                     raise RuntimeError("this generation was overtaken by a newer one, or by close()")
                 began = clock()
-                context.decode((token,))
+                if speculation is None:
+                    context.decode((token,))
+                else:
+                    row = speculation.advance(token)
         finally:
             sampler.close()
             if turn == self._turn:
@@ -209,6 +211,8 @@ class LlamaBackend:
                     prefill_ms=prefill_ms,
                     first_token_ms=first_ms,
                     decode_ms=decode_ms,
+                    drafted=speculation.drafted if speculation else 0,
+                    accepted=speculation.accepted if speculation else 0,
                 )
 
     def logits(self, prompt: Sequence[int]) -> list[array[float]]:
@@ -217,7 +221,7 @@ class LlamaBackend:
         context = Context(self._lib, self._model, self._settings, len(prompt), all_logits=True)
         rows = []
         try:
-            context.set_adapters([self._adapters[name] for name, _ in self._mix], [weight for _, weight in self._mix])
+            context.set_adapters(*self._adapters.loaded(self._mix, self._pool.mixes))
             for at in range(0, len(prompt), context.n_batch):
                 chunk = prompt[at : at + context.n_batch]
                 context.decode(chunk)
@@ -228,22 +232,29 @@ class LlamaBackend:
 
     def close(self) -> None:
         self._turn += 1
-        self._pieces.clear()
+        self._vocabulary.close()
         self._pool.close()
+        if self._draft is not None:
+            self._draft.close()
+        if self._guessing is not None:
+            self._guessing.close()
+        self._adapters.clear()
         if self._model:
             self._lib.llama_model_free(self._model)  # and its adapters with it
             self._model = None
 
-    def _check_open(self) -> None:
-        """llama.cpp crashes when it is asked of a model that was freed."""
-        if not self._model:
-            raise RuntimeError("the backend is closed")
-
     def _context(self, need: int) -> Context:
-        return self._pool.context(self._mix, [self._adapters[name] for name, _ in self._mix], need)
+        return self._pool.context(self._mix, lambda: self._adapters.loaded(self._mix, self._pool.mixes), need)
+
+    def _check_numbers(self, context: Context) -> None:
+        """NaN comes from damaged weights, in all logits as a rule: the first is looked at always, all of them once."""
+        logits = context.logits(-1, self.vocab_size)
+        if math.isnan(logits[0] if context.proven else sum(logits)):
+            raise ZephyraError(f"{self._header.path} computes no numbers (NaN)", hint="its weights are damaged")
+        context.proven = True
 
     def _check_prompt(self, prompt: Sequence[int], *, room: int) -> None:
-        self._check_open()
+        self._vocabulary.check_open()
         if not prompt:
             raise ZephyraError("the prompt is empty", hint="give at least one token")
         if len(prompt) + room > self.context_length:
@@ -252,10 +263,4 @@ class LlamaBackend:
                 + (" and must have room for an answer" if room else ""),
                 hint="shorten the prompt, or raise --context where the model allows it",
             )
-        self._check_ids(prompt)
-
-    def _check_ids(self, ids: Sequence[int]) -> None:
-        """llama.cpp crashes on ids outside the vocabulary."""
-        low, high = min(ids), max(ids)
-        if low < 0 or high >= self.vocab_size:
-            raise ZephyraError(f"token id {low if low < 0 else high} is outside the vocabulary of {self.vocab_size}")
+        self._vocabulary.check_ids(prompt)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from zephyra_fusion.draft import Draft
 from zephyra_fusion.types import SamplingParams, Token
 
 
@@ -16,7 +17,8 @@ class GenerationUsage:
 
     `cached_tokens` of `prompt_tokens` were found in the cache and not read again. `completion_tokens` counts the
     stop token where there was one. `first_token_ms` runs from the first `next` to the first token and contains
-    `prefill_ms`; `decode_ms` is the time inside the backend for all tokens after the first.
+    `prefill_ms`; `decode_ms` is the time inside the backend for all tokens after the first. Of `drafted` tokens,
+    `accepted` were what the model itself chose.
     """
 
     prompt_tokens: int = 0
@@ -25,6 +27,8 @@ class GenerationUsage:
     prefill_ms: float = 0.0
     first_token_ms: float = 0.0
     decode_ms: float = 0.0
+    drafted: int = 0
+    accepted: int = 0
 
     @property
     def prefill_tokens_per_second(self) -> float:
@@ -81,6 +85,14 @@ class Backend(Protocol):
 
         The weight matrix becomes W + sum_i weights[i] * scale_i * B_i A_i, scale = alpha/r (alpha/sqrt(r) for rsLoRA).
         ZephyraError: an unknown name; a weight that is negative or no number.
+        """
+        ...
+
+    def speculate(self, draft: Draft | None) -> None:
+        """Let `draft` guess ahead in every `generate` from now on, where that pays; None: no more guessing.
+
+        The text stays what it would be: every token is sampled from this model. The last bits of its logits may
+        depend on how many tokens are decoded at once, as they do on the number of threads.
         """
         ...
 

@@ -37,9 +37,12 @@ class Sampler:
         add(chain, lib.llama_sampler_init_temp(params.temperature))
         add(chain, lib.llama_sampler_init_dist(min(params.seed, _RANDOM_SEED - 1)))
 
-    def sample(self, context: int) -> int:
-        """The next token after the last one that `context` decoded; the chain remembers it for its penalties."""
-        return int(self._lib.llama_sampler_sample(self._chain, context, -1))
+    def sample(self, context: int, row: int = -1) -> int:
+        """The token after the last one that `context` decoded, or after the one in `row` of its last batch.
+
+        The chain remembers it for its penalties.
+        """
+        return int(self._lib.llama_sampler_sample(self._chain, context, row))
 
     def close(self) -> None:
         if self._chain:

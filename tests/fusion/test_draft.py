@@ -1,0 +1,87 @@
+"""Drafts and their length, by the clock of a made-up machine."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from zephyra_fusion.draft import LONGEST_DRAFT, DraftLength, NgramDraft
+
+
+def test_an_ngram_draft_goes_on_as_the_text_did() -> None:
+    draft = NgramDraft()
+    text = [1, 2, 3, 4, 5, 6, 9, 1, 2, 3]
+    draft.begin(text)
+    assert list(draft.propose(text, 3)) == [4, 5, 6]
+    assert list(draft.propose([*text, 7], 3)) == []
+    assert list(draft.propose([*text, 7, 1, 2, 3], 2)) == [7, 1], "the latest occurrence counts"
+    draft.begin([5, 6, 7])
+    assert list(draft.propose([5, 6, 7, 1, 2, 3], 3)) == [], "another text has begun"
+
+
+def test_an_ngram_draft_repeats_what_repeats() -> None:
+    draft = NgramDraft()
+    text = [8, 1, 2, 1, 2, 1, 2]
+    draft.begin(text)
+    assert list(draft.propose(text, 7)) == [1, 2, 1, 2, 1, 2, 1]
+
+
+@pytest.mark.parametrize("text", [[], [1], [1, 2], [1, 2, 3]])
+def test_an_ngram_draft_of_little_text_is_silent(text: list[int]) -> None:
+    draft = NgramDraft()
+    draft.begin(text)
+    assert list(draft.propose(text, 4)) == []
+    assert list(draft.propose([*text, 1, 2, 3, 9], 0)) == []
+
+
+def run(length: DraftLength, tokens: int, acceptance: float, cost: dict[int, float], drafting: float = 0.0) -> float:
+    """Seconds for so many tokens on a machine whose step over n tokens takes cost[n]; a plain one takes 1."""
+    dice, seconds, given = random.Random(7), 0.0, 0
+    while given < tokens:
+        drafted = length.next()
+        accepted = 0
+        while accepted < drafted and dice.random() < acceptance:
+            accepted += 1
+        length.observe(drafted, accepted, cost[drafted + 1], drafting * drafted)
+        seconds += cost[drafted + 1] + drafting * drafted
+        given += accepted + 1
+    return seconds
+
+
+LARGE = {n: 1 + 0.27 * (n - 1) for n in range(1, LONGEST_DRAFT + 2)}  # 500 M parameters (LLAMACPP.md, section 6)
+SMALL = {n: 1 + 0.65 * (n - 1) for n in range(1, LONGEST_DRAFT + 2)}  # 100 M
+
+
+def test_a_draft_that_is_right_pays() -> None:
+    assert run(DraftLength(), 400, 0.95, LARGE) < 400 / 1.9
+    assert run(DraftLength(), 400, 0.8, LARGE, drafting=0.1) < 400 / 1.15
+
+
+@pytest.mark.parametrize(("acceptance", "cost"), [(0.0, LARGE), (0.3, LARGE), (0.0, SMALL), (0.6, SMALL)])
+def test_a_draft_that_does_not_pay_costs_next_to_nothing(acceptance: float, cost: dict[int, float]) -> None:
+    length = DraftLength()
+    assert run(length, 300, acceptance, cost) < 300 / 0.97
+    assert length.paused or acceptance > 0.5
+
+
+def test_it_is_tried_again_when_the_text_changes() -> None:
+    length = DraftLength()
+    run(length, 200, 0.0, LARGE)
+    assert length.paused
+    assert run(length, 600, 0.97, LARGE) < 600 / 1.5
+
+
+def test_the_length_follows_the_acceptance() -> None:
+    long, short = DraftLength(), DraftLength()
+    run(long, 400, 0.97, LARGE)
+    run(short, 400, 0.55, {n: 1 + 0.1 * (n - 1) for n in LARGE})
+    assert long.next() > short.next() > 0
+
+
+def test_one_slow_step_does_not_end_it() -> None:
+    length = DraftLength()
+    run(length, 200, 0.95, LARGE)
+    drafted = length.next()
+    length.observe(drafted, drafted, 10 * LARGE[drafted + 1])
+    assert length.next() > 0

@@ -1,0 +1,83 @@
+"""The adapters that are resident over one base, and the mixes of them that contexts run under."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from zephyra_cli.backends.kv import Mix
+from zephyra_cli.backends.library import take_errors
+from zephyra_converters.gguf_check_lora import check_adapter
+from zephyra_converters.gguf_header import GGUFHeader
+from zephyra_fusion.errors import ZephyraError, did_you_mean
+from zephyra_fusion.types import check_weights
+
+GRID = 0.01
+"""Weights of a blend are multiples of it, so that blends which hardly differ share a cache."""
+_SUMS = 8  # blends that stay summed
+
+
+class Adapters:
+    """Loaded by name; blends of several are summed to one adapter each (see `blend`), the latest few kept."""
+
+    def __init__(self, lib: Any, model: int, base: GGUFHeader, *, sum_blends: bool) -> None:
+        self._lib, self._model, self._base, self._sum_blends = lib, model, base, sum_blends
+        self._resident: dict[str, tuple[int, GGUFHeader]] = {}
+        self._sums: OrderedDict[Mix, int] = OrderedDict()
+
+    def add(self, name: str, path: Path) -> None:
+        if name in self._resident:
+            raise ZephyraError(f"there is already an adapter '{name}'")
+        header = check_adapter(path, self._base)
+        self._resident[name] = self._load(path), header
+
+    def mix(self, weights: Mapping[str, float]) -> Mix:
+        """What identifies these weights. ZephyraError: an unknown name, a weight that is none."""
+        checked = check_weights(weights)
+        for name in weights:
+            if name not in self._resident:
+                raise ZephyraError(f"unknown adapter '{name}'", hint=did_you_mean(name, self._resident))
+        if len(checked) > 1:  # what was asked for stays in the blend, however little of it
+            checked = {name: max(1, round(weight / GRID)) * GRID for name, weight in checked.items()}
+            checked = {name: round(weight, 6) for name, weight in checked.items()}
+        return tuple(sorted(checked.items()))
+
+    def loaded(self, mix: Mix, in_use: Collection[Mix] = ()) -> tuple[list[int], list[float]]:
+        """llama.cpp's handles and scales for `mix`. The sums of mixes that are `in_use` are not freed meanwhile."""
+        if len(mix) < 2 or not self._sum_blends:
+            return [self._resident[name][0] for name, _ in mix], [weight for _, weight in mix]
+        if mix not in self._sums:
+            self._sums[mix] = self._sum(mix)
+        self._sums.move_to_end(mix)
+        for old in [old for old in self._sums if old not in in_use and old != mix][: max(0, len(self._sums) - _SUMS)]:
+            self._lib.llama_adapter_lora_free(self._sums.pop(old))
+        return [self._sums[mix]], [1.0]
+
+    def clear(self) -> None:
+        """The model is gone, and its adapters with it."""
+        self._resident.clear()
+        self._sums.clear()
+
+    def _sum(self, mix: Mix) -> int:
+        from zephyra_cli.backends.blend import write_blend
+
+        try:
+            with tempfile.TemporaryDirectory(prefix="zephyra-", ignore_cleanup_errors=True) as folder:
+                path = Path(folder, "blend.gguf")
+                write_blend(path, [(self._resident[name][1], weight) for name, weight in mix])
+                return self._load(path)
+        except OSError as error:
+            raise ZephyraError(
+                f"cannot write the sum of {len(mix)} adapters to '{tempfile.gettempdir()}': {error.strerror}",
+                hint="TMPDIR chooses another folder",
+            ) from None
+
+    def _load(self, path: Path) -> int:
+        adapter = self._lib.llama_adapter_lora_init(self._model, os.fsencode(path))
+        if not adapter:
+            raise ZephyraError(f"llama.cpp cannot load the adapter {path}: {take_errors()}")
+        return int(adapter)
