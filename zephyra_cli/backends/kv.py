@@ -109,7 +109,7 @@ class Context:
         if count == 1 and not guesses:
             self._ids[0] = tokens[0]  # the slice of the general case costs a microsecond, which every answer pays
         else:
-            batch = [*tokens, *guesses]
+            batch: list[Any] = [*tokens, *guesses]
             count = len(batch)
             self._ids[:count] = batch
             if guesses:
