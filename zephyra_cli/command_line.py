@@ -16,7 +16,7 @@ from zephyra_cli.interruption import Terminated
 from zephyra_fusion import __version__
 from zephyra_fusion.errors import did_you_mean
 
-COMMANDS = ("generate", "chat", "route", "models", "domains", "convert", "train", "config", "completion", "doctor")
+COMMANDS = tuple("generate chat route models domains convert train templates config completion doctor".split())
 """Each is zephyra_cli/commands/NAME.py with a function (or, for a group, a Typer) of that name in it."""
 
 

@@ -21,6 +21,12 @@ def profiles(incomplete: str) -> list[str]:
     return _fitting(lambda: read_file(config_file()).get(PROFILE, {}), incomplete)
 
 
+def template_names(incomplete: str) -> list[str]:
+    from zephyra_cli import prompt_template
+
+    return _fitting(lambda: (path.stem for path in prompt_template.files()), incomplete)
+
+
 def models(incomplete: str) -> list[str]:
     from zephyra_cli import store
 

@@ -14,16 +14,19 @@ MOST_BYTES = 16 * 2**20  # of one source; an endless pipe must not fill the memo
 SILENCE_S = 3.0  # how long an argument waits for the first byte of a pipe that may be inherited and never written to
 
 
-def read_prompt(argument: str | None, files: Sequence[Path] = ()) -> str:
-    """Argument, standard input and files, joined by blank lines. ZephyraError: nothing there, binary, no UTF-8."""
+def read_prompt(argument: str | None, files: Sequence[Path] = (), optional: bool = False) -> str:
+    """Argument, standard input and files, joined by blank lines. ZephyraError: binary, no UTF-8, nothing there.
+
+    `optional`: nothing there is the empty text, and a silent pipe is not waited for.
+    """
     parts = []
     if argument is not None:
         parts.append(decode(os.fsencode(argument), "the prompt"))
-    if (piped := _standard_input(may_be_silent=argument is not None or bool(files))) is not None:
+    if (piped := _standard_input(may_be_silent=optional or argument is not None or bool(files))) is not None:
         parts.append(decode(piped, "standard input"))
     parts += [read_text(path) for path in files]
     prompt = "\n\n".join(part for part in parts if part.strip())
-    if not prompt:
+    if not prompt and not optional:
         raise ZephyraError("the prompt is empty", hint='as in: zephyra generate "list all files", or pipe it in')
     return prompt
 

@@ -24,4 +24,14 @@ def completion(
 
     from zephyra_cli import ui
 
-    ui.write(get_completion_script(prog_name="zephyra", complete_var="_ZEPHYRA_COMPLETE", shell=shell) + "\n")
+    script = get_completion_script(prog_name="zephyra", complete_var="_ZEPHYRA_COMPLETE", shell=shell)
+    if shell == "zsh":
+        script = script.replace(*_FIRST_TAB)
+    ui.write(script + "\n")
+
+
+# Typer's file only defines the function when zsh loads it at the first Tab, which then completes nothing.
+_FIRST_TAB = (
+    "compdef _zephyra_completion zephyra",
+    'if [ "${funcstack[1]}" = _zephyra ]; then _zephyra_completion "$@"; else compdef _zephyra_completion zephyra; fi',
+)

@@ -30,6 +30,7 @@ from zephyra_cli.commands.options import (
     TopK,
     TopP,
 )
+from zephyra_cli.complete import template_names
 
 if TYPE_CHECKING:
     from zephyra_cli.engine import Answer
@@ -50,6 +51,23 @@ def generate(
     system: System = None,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template: continue the prompt.")] = False,
     file: Files = None,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            "--template",
+            "-T",
+            metavar="NAME|FILE.toml",
+            help="A stored prompt; see zephyra templates.",
+            autocompletion=template_names,
+        ),
+    ] = None,
+    set: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-p", metavar="NAME=VALUE", help="A variable of the template (repeatable)."),
+    ] = None,
+    extract: Annotated[
+        bool, typer.Option("--extract", "-x", help="The first code block alone; the whole answer where there is none.")
+    ] = False,
     backend: Backend = None,
     device: Device = None,
     threads: Threads = None,
@@ -75,17 +93,37 @@ def generate(
 
     if json and stream_json:
         raise typer.BadParameter("--json and --stream-json exclude each other")
+    if extract and (json or stream_json):
+        raise typer.BadParameter("--extract excludes --json and --stream-json")
+    if set and template is None:
+        raise typer.BadParameter("--set gives a value to a template: name one with -T")
     if raw and system is not None:
         raise typer.BadParameter("--raw has no place for a --system prompt")
-    chosen = settings.load(options)
+    stored = None
+    if template is not None:
+        from zephyra_cli import prompt_template
+
+        stored = prompt_template.find(template).bind(prompt_template.parse_values(set or ()))
+    chosen = settings.load(stored.over(options) if stored else options)
     pack = store.find(chosen.model, offline=chosen.offline)
     params = chosen.sampling(pack.generation)
-    question = Message("user", read_prompt(prompt, file or ()))
+    text = read_prompt(prompt, file or (), optional=stored is not None and not stored.takes_input)
+    question = Message("user", stored.render(text) if stored else text)
     messages = (question,) if raw or not chosen.system else (Message("system", chosen.system), question)
     engine = Engine.open(pack, context=chosen.context, threads=chosen.threads, device=chosen.device)
     request = Request(messages=messages, params=params, raw=raw, domain=chosen.domain, stop=tuple(stop or ()))
-    show = _show_json if json else _show_json_lines if stream_json else show_text
+    show = _show_json if json else _show_json_lines if stream_json else _show_code if extract else show_text
     follow(engine.generate(request), show, stats=chosen.stats)
+
+
+def _show_code(event: str | Answer) -> None:
+    from zephyra_cli import ui
+    from zephyra_cli.code_block import first_code_block
+
+    if not isinstance(event, str):
+        found = first_code_block(event.text)
+        text = event.text if found is None else found
+        ui.write(text if not text or text.endswith("\n") else text + "\n")
 
 
 def _show_json(event: str | Answer) -> None:

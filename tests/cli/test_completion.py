@@ -1,0 +1,162 @@
+"""Completion as the shells do it: each one that is installed reads its file and is asked with a real Tab."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from zephyra_cli import complete
+
+Inside = Callable[..., tuple[int, str, str]]
+SHELLS = ("bash", "zsh", "fish", "powershell")
+
+
+def needs(shell: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(shutil.which(shell) is None, reason=f"{shell} is not installed")
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on the PATH with `zephyra` in it."""
+    script = tmp_path / "bin" / "zephyra"
+    script.parent.mkdir()
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m zephyra_cli "$@"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{script.parent}{os.pathsep}{os.environ['PATH']}")
+    return script.parent
+
+
+@pytest.fixture
+def written(inside: Inside, tmp_path: Path) -> Callable[[str], Path]:
+    """function(shell) -> the file that `zephyra completion` prints."""
+
+    def write(shell: str) -> Path:
+        status, text, err = inside("completion", shell)
+        assert (status, err) == (0, "") and "_ZEPHYRA_COMPLETE" in text
+        (tmp_path / shell).write_text(text)
+        return tmp_path / shell
+
+    return write
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_every_shell_has_a_file(written: Callable[[str], Path], shell: str) -> None:
+    written(shell)
+
+
+@needs("bash")
+def test_bash(program: Path, written: Callable[[str], Path], tmp_path: Path, tiny_pack: Path) -> None:
+    asked = [
+        ("c", 1),
+        (f"generate -m {tiny_pack} -d s", 5),
+        ("config set te", 3),
+        ("generate --dev", 2),
+        ("nonsense x", 2),
+    ]
+    lines = [
+        f'COMP_WORDS=(zephyra {words}); COMP_CWORD={at}; _zephyra_completion zephyra; echo "${{COMPREPLY[*]}}"'
+        for words, at in asked
+    ]
+    script = "\n".join([f"source {written('bash')}", *lines])
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == ["chat convert config completion", "shell sql", "temperature", "--device", ""]
+
+
+@needs("fish")
+def test_fish(program: Path, written: Callable[[str], Path], tmp_path: Path) -> None:
+    (tmp_path / "a_file.txt").touch()
+    script = f"source {written('fish')}; complete -C 'zephyra doc'; complete -C 'zephyra generate -f a_f'"
+    environment = os.environ | {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "config")}
+    done = subprocess.run(
+        ["fish", "--no-config", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+        cwd=tmp_path,
+    )
+    command, file = done.stdout.splitlines()
+    assert command.startswith("doctor\tShow what is here")
+    assert file.split("\t")[0] == "a_file.txt"
+
+
+@needs("zsh")
+def test_zsh(program: Path, written: Callable[[str], Path], tmp_path: Path) -> None:
+    """zsh completes at a terminal only: a Tab is typed into one, a key writes down the line that is there then."""
+    import pty
+
+    folder = tmp_path / "functions"
+    folder.mkdir()
+    written("zsh").rename(folder / "_zephyra")
+    begin = f"fpath=({folder} $fpath); autoload -Uz compinit; compinit -u -d {tmp_path / 'dump'}; show() {{ "
+    begin += (
+        'print -r -- "<$BUFFER>" > ' + str(tmp_path / "line") + "; }; zle -N show; bindkey '^X^T' show; print ready\r"
+    )
+    leader, follower = pty.openpty()
+    environment = os.environ | {"HOME": str(tmp_path), "ZDOTDIR": str(tmp_path), "TERM": "dumb"}
+    shell = subprocess.Popen(
+        ["zsh", "-f", "-i"], stdin=follower, stdout=follower, stderr=follower, env=environment, start_new_session=True
+    )
+    os.close(follower)
+    try:
+        os.write(leader, begin.encode())
+        _until(leader, b"\nready")
+        os.write(leader, b"zephyra doc\t\x18\x14")
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "line").exists() or not (tmp_path / "line").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert (tmp_path / "line").read_text() == "<zephyra doctor >\n"
+    finally:
+        shell.kill()
+        shell.wait()
+        os.close(leader)
+
+
+def _until(leader: int, text: bytes) -> None:
+    seen = b""
+    while text not in seen.replace(b"\r", b""):
+        seen += os.read(leader, 4096)
+
+
+def test_a_tab_imports_nothing_heavy(program: Path) -> None:
+    code = "import sys; from zephyra_cli import app; app._run([]); print(*sys.modules, file=sys.stderr)"
+    environment = os.environ | {"_ZEPHYRA_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": "zephyra generate -m zeph"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+    assert done.stdout == "_arguments '*: :((\"zephyra-nano\"))'\n"
+    loaded = {name.split(".")[0] for name in done.stderr.split()}
+    assert not loaded & {"torch", "numpy", "llama_cpp", "tokenizers", "pydantic", "prompt_toolkit"}
+    assert not [name for name in done.stderr.split() if name.startswith("rich.")]
+
+
+def test_a_blend_is_completed_at_its_last_part(tiny_pack: Path) -> None:
+    class Line:
+        params = {"model": str(tiny_pack)}
+
+    assert complete.domains(Line(), "sql=0.5,s") == ["sql=0.5,shell", "sql=0.5,sql"]  # type: ignore[arg-type]
+    assert complete.domains(Line(), "n") == ["none"]  # type: ignore[arg-type]
+
+
+def test_names_that_a_shell_would_execute_are_never_offered(home: Path) -> None:
+    for name in ("good", "$(touch pwned)", "a;b", "'", "a b", "\x1b[31m"):
+        (home / "models" / name).mkdir(parents=True)
+        (home / "models" / name / "zephyra.json").write_text("{}")
+    assert complete.models("") == ["zephyra-nano", "good"]
+
+
+def test_a_broken_configuration_keeps_silent(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    class Line:
+        params: dict[str, str] = {}
+
+    home.mkdir()
+    (home / "config.toml").write_text("= broken")
+    assert complete.domains(Line(), "") == [] == complete.profiles("")  # type: ignore[arg-type]
+    assert capfd.readouterr() == ("", "")
