@@ -51,14 +51,14 @@ EAGER = {
 
 # Floors of zephyra_cli: an import goes down or sideways, never up. (Imports for type checking alone are free.)
 FLOORS = [
-    {"backends.protocol", "conversations", "devices", "domain", "interruption", "pack", "prompt", "routing", "settings"}
-    | {"store", "text", "home_file", "config_file", "complete", "code_block", "prompt_template"},
+    {"backends.protocol", "conversations", "database", "devices", "domain", "interruption", "pack", "prompt", "routing"}
+    | {"settings", "store", "text", "home_file", "config_file", "complete", "code_block", "prompt_template"},
     {"backends"},
     {"bare", "template"},
     {"engine"},
-    {"session"},
+    {"replay", "session"},
     {"follow", "progress", "ui"},
-    {"chat", "line_editor", "markdown", "slash"},
+    {"chat", "line_editor", "log", "markdown", "slash", "transcript"},
     {"talk"},
     {"commands"},
     {"app", "command_line", "__main__"},

@@ -18,8 +18,8 @@ def main() -> NoReturn:
         leave(_run(sys.argv[1:]))
     except BrokenPipeError:
         end_as_cat()
-    except interruption.Terminated:
-        leave(128 + signal.SIGTERM)
+    except interruption.Terminated as ending:
+        leave(ending.status)
     except KeyboardInterrupt:
         leave(130)
 

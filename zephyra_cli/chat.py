@@ -2,46 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 
 from zephyra_cli import store, ui
-from zephyra_cli.conversations import Conversations, Turn
+from zephyra_cli.conversations import Turn
 from zephyra_cli.domain import AUTO
 from zephyra_cli.engine import Answer, Engine
 from zephyra_cli.follow import follow, show_text
-from zephyra_cli.session import Session
+from zephyra_cli.log import Log
+from zephyra_cli.session import SUMMARIZE, Session
 from zephyra_cli.settings import Settings
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.router import NONE
 
 Show = Callable[[str | Answer], None]
-
-
-@dataclass
-class Log:
-    """Where turns are kept; where that fails, the chat goes on and it is said once."""
-
-    conversations: Conversations | None
-    conversation: int | None = None
-
-    def keep(self, turn: Turn, system: str | None) -> None:
-        if self.conversations is not None:
-            try:
-                self.conversation = self.conversations.add(self.conversation, turn, system)
-            except ZephyraError as error:
-                self._give_up(error)
-
-    def undo(self) -> None:
-        if self.conversations is not None and self.conversation is not None:
-            try:
-                self.conversations.undo(self.conversation)
-            except ZephyraError as error:
-                self._give_up(error)
-
-    def _give_up(self, error: ZephyraError) -> None:
-        ui.note(f"note: {error.message}; nothing more of this chat is kept")
-        self.conversations = None
 
 
 @dataclass
@@ -54,6 +29,8 @@ class Chat:
     show: Callable[[], Show] = lambda: show_text
     announce: bool = False
     stats: bool = False
+    plain: bool = False
+    """For a screen reader: words in place of bars and signs."""
     files: list[str] = field(default_factory=list)
     """Texts that go with the next question."""
     draft: str = ""
@@ -62,27 +39,19 @@ class Chat:
 
     def ask(self, question: str) -> None:
         """One turn: shown, and kept as far as it came. KeyboardInterrupt and ZephyraError go on to the caller."""
-        session, count = self.session, len(self.session.turns)
-        before, told, show = session.answering, not self.announce, self.show()
+        question = "\n\n".join([question, *self.files])
+        if self._follow(self.session.ask(question), question):
+            self.files.clear()
 
-        def show_who_and_what(event: str | Answer) -> None:
-            nonlocal told
-            if not told and session.domain == AUTO and session.answering != before:
-                ui.note(f"[{name_of(session.answering)}]")
-            told = True
-            show(event)
-
-        try:
-            follow(session.ask("\n\n".join([question, *self.files])), show_who_and_what, stats=self.stats)
-        finally:
-            if len(session.turns) > count:
-                self.files.clear()
-                self.log.keep(session.turns[-1], session.system)
+    def compact(self) -> None:
+        """A summary takes the place of the turns so far, in what the model is told; they stay in the log."""
+        if not self._follow(self.session.compact(), SUMMARIZE, summary=True):
+            raise ZephyraError("the model has no summary to give; nothing was changed")
 
     def undo(self) -> Turn:
         """Take the last turn back, here and in the log."""
         turn = self.session.undo()
-        self.log.undo()
+        self.log.mark(turn, undone=True)
         return turn
 
     def replace_last(self, question: str) -> None:
@@ -94,7 +63,34 @@ class Chat:
         finally:
             if len(self.session.turns) == count:
                 self.session.turns.append(turn)
-                self.log.keep(turn, self.session.system)
+                self.log.mark(turn, undone=False)
+
+    def _follow(self, events: Generator[str | Answer, None, object], question: str, *, summary: bool = False) -> bool:
+        """Show and keep one answer; whether a turn came of it."""
+        session, count = self.session, len(self.session.turns)
+        before, told, show = session.answering, not self.announce or summary, self.show()
+
+        def show_and_keep(event: str | Answer) -> None:
+            nonlocal told
+            if not told and session.domain == AUTO and session.answering != before:
+                ui.note(f"[{name_of(session.answering)}]")
+            told = True
+            if isinstance(event, str):
+                self.log.progress(event)
+            show(event)
+
+        self.log.begin(question, session.system, summary=summary)
+        try:
+            follow(events, show_and_keep, stats=self.stats)
+        finally:
+            if len(session.turns) > count:
+                assert session.answer is not None
+                session.turns[-1] = self.log.finish(
+                    session.turns[-1], session.answer, session.engine.pack, session.context
+                )
+            else:
+                self.log.drop()
+        return len(session.turns) > count
 
     def begin(self) -> None:
         """A new conversation; the old one stays in the log."""

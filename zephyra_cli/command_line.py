@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from importlib import import_module
 from typing import Annotated, Any
@@ -16,7 +15,9 @@ from zephyra_cli.interruption import Terminated
 from zephyra_fusion import __version__
 from zephyra_fusion.errors import did_you_mean
 
-COMMANDS = tuple("generate chat route models domains convert train templates config completion doctor".split())
+COMMANDS = tuple(
+    "generate chat log replay route models domains convert train templates config completion doctor".split()
+)
 """Each is zephyra_cli/commands/NAME.py with a function (or, for a group, a Typer) of that name in it."""
 
 
@@ -42,8 +43,8 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except BrokenPipeError:
             end_as_cat()
-        except Terminated:
-            leave(128 + signal.SIGTERM)
+        except Terminated as ending:
+            leave(ending.status)
 
 
 def command_line() -> Any:

@@ -6,19 +6,42 @@ from collections.abc import Callable, Generator
 
 from zephyra_cli import ui
 from zephyra_cli.engine import Answer
+from zephyra_fusion.errors import ZephyraError
 
 
-def follow(events: Generator[str | Answer, None, object], show: Callable[[str | Answer], None], *, stats: bool) -> None:
-    """Show the answer while it comes. Ctrl-C during the showing is the engine's too: it then closes the answer."""
+def follow(
+    events: Generator[str | Answer, None, object],
+    show: Callable[[str | Answer], None],
+    *,
+    stats: bool,
+    keep: Callable[[Answer], None] | None = None,
+) -> None:
+    """Show the answer while it comes. Ctrl-C during the showing is the engine's too: it then closes the answer.
+
+    So does an output that takes no more (its reader or its terminal went away): nothing more is shown, and the error
+    goes on its way. `keep` gets the answer in every case, as far as it came.
+    """
     interruption: KeyboardInterrupt | None = None
-    while (event := next(events, None) if interruption is None else events.throw(interruption)) is not None:
-        interruption = None
-        try:
-            show(event)
-            if stats and not isinstance(event, str):
-                show_figures(event)
-        except KeyboardInterrupt as caught:
-            interruption = caught
+    failure: ZephyraError | OSError | None = None
+    try:
+        while (event := next(events, None) if interruption is None else events.throw(interruption)) is not None:
+            interruption = None
+            try:
+                if failure is None:
+                    show(event)
+                    if stats and not isinstance(event, str):
+                        show_figures(event)
+            except KeyboardInterrupt as caught:
+                interruption = caught
+            except (ZephyraError, OSError) as caught:
+                failure, interruption = caught, KeyboardInterrupt()
+            if keep is not None and not isinstance(event, str):
+                keep(event)
+    except KeyboardInterrupt:
+        if failure is None:
+            raise
+    if failure is not None:
+        raise failure
 
 
 def show_text(event: str | Answer) -> None:

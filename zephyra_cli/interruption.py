@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as exceptions that never fall into the middle of a write."""
+"""Ctrl-C, SIGTERM and a terminal that goes away as exceptions that never fall into the middle of a write."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from types import FrameType
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: ends as Ctrl-C does, the partial answer kept."""
+    """SIGTERM or SIGHUP: ends as Ctrl-C does, the partial answer kept, and nothing goes on after it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.status = 128 + number
 
 
 _deferring = False
@@ -17,8 +21,8 @@ _deferred: KeyboardInterrupt | None = None
 
 
 def install() -> None:
-    """Take over both signals, unless who started us wanted them ignored (nohup, a shell's background)."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """Take over the signals, unless who started us wanted them ignored (nohup, a shell's background)."""
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _handle)
 
@@ -39,7 +43,7 @@ def deferred() -> Iterator[None]:
 
 def _handle(number: int, frame: FrameType | None) -> None:
     global _deferred
-    interruption = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+    interruption = KeyboardInterrupt() if number == signal.SIGINT else Terminated(number)
     if not _deferring:
         raise interruption
     _deferred = interruption

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from zephyra_cli.conversations import Turn
@@ -13,6 +14,10 @@ from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.types import Message, Route, SamplingParams
 
 ANSWER_SHARE = 4  # an answer gets at least this part of the context (a quarter), or all of its --max-tokens
+SPARE_SHARE = 8  # when old turns leave, this part of the context stays free for the next ones
+SUMMARIZE = (
+    "Summarize our conversation so far in a few sentences. Keep names, numbers, decisions and what is still open."
+)
 
 
 @dataclass
@@ -37,6 +42,8 @@ class Session:
     answering: str | None = None
     """Who answers: a domain, `none`, or a blend as `-d` writes it. It is set before the first piece."""
     answer: Answer | None = None
+    context: Sequence[Turn] = ()
+    """The earlier turns that the last prompt held."""
     _first: int = 0  # turns before it no longer fit the context
 
     def __post_init__(self) -> None:
@@ -52,7 +59,7 @@ class Session:
     @property
     def who(self) -> str | None:
         """Who answered last: a domain, `none`, or a blend as `-d` writes it; None before the first answer."""
-        return spell(self.turns[-1].weights) if self.turns else None
+        return next((spell(turn.weights) for turn in reversed(self.turns) if not turn.summary), None)
 
     def ask(self, question: str) -> Generator[str | Answer, None, Turn | None]:
         """Pieces of the answer, then the `Answer`; the turn that was added to `turns`, if any.
@@ -61,37 +68,35 @@ class Session:
         ZephyraError: the question does not fit the context, even alone.
         """
         weights, route, reason = self._decide(question)
-        request = Request(messages=self._messages(question), params=self.params, domain=spell(weights), stop=self.stop)
+        self.context = self._that_fit(question)
         self.route, self.reason, self.answering = route, reason, spell(weights)
-        events = self.engine.generate(request)
-        interruption: KeyboardInterrupt | None = None
-        turn = None
-        while (event := next(events, None) if interruption is None else events.throw(interruption)) is not None:
-            interruption = None
-            if isinstance(event, Answer):
-                self.answer = event = replace(event, route=route)
-                if event.text or event.finish_reason != "interrupted":
-                    turn = Turn(
-                        question=question,
-                        answer=event.text,
-                        finish_reason=event.finish_reason,
-                        weights=dict(event.weights),
-                        model=event.model,
-                        replay=event.replay,
-                    )
-                    self.turns.append(turn)
-            try:
-                yield event
-            except KeyboardInterrupt as caught:
-                interruption = caught
-        return turn
+        return (yield from self._answer(question, weights))
+
+    def compact(self) -> Generator[str | Answer, None, Turn | None]:
+        """A summary of the turns, by the bare base; from then on it stands for them. Pieces, then the `Answer`.
+
+        What is too long for one prompt is summarized in parts, each together with the summary of those before it.
+        An interruption, or an empty summary (ZephyraError), changes nothing.
+        """
+        summary, lowest = self._summarized()
+        turns, begun = self.turns[lowest:], 0
+        if not turns:
+            raise ZephyraError("there is nothing to summarize yet")
+        while (end := self._last_that_fits(summary, turns, begun)) < len(turns):
+            self.say(f"summarizing turns {begun + 1} to {end} of {len(turns)}")
+            text = self._summary([*summary, *turns[begun:end]])
+            summary = [Turn(question=SUMMARIZE, answer=text, finish_reason="stop", summary=True)]
+            begun = end
+        self.context = [*summary, *turns[begun:]]
+        return (yield from self._answer(SUMMARIZE, {}, summary=True))
 
     def undo(self) -> Turn:
         """Take the last turn back. ZephyraError: there is none."""
         if not self.turns:
             raise ZephyraError("there is no turn to go back to")
-        self._first = 0
-        return self.turns.pop()
+        turn = self.turns.pop()
+        self._first = self._first if self._first < len(self.turns) else 0
+        return turn
 
     def clear(self) -> None:
         """Begin anew: no turns; system prompt, domain and settings stay."""
@@ -111,27 +116,99 @@ class Session:
         known = {*self.engine.pack.adapters, *(router.labels if router else ())}
         return self.who if self.who in known else None
 
-    def _messages(self, question: str) -> tuple[Message, ...]:
-        """System prompt, as many of the last turns as leave room for an answer, and the question."""
-        limit = self.engine.backend.context_length
-        room = min(self.params.max_tokens, limit // ANSWER_SHARE)
-        first = min(self._first, len(self.turns))
-        while True:
-            messages = [Message("system", self.system)] if self.system else []
-            for turn in self.turns[first:]:
-                messages += [Message("user", turn.question), Message("assistant", turn.answer)]
-            messages.append(Message("user", question))
-            count = self.engine.count(messages)
-            if count + room <= limit or first == len(self.turns):
-                break
-            first += 1
-        if first > self._first:
-            self.say(
-                f"the conversation does not fit the context of {limit} tokens: its first {first} of {len(self.turns)} "
-                f"turns are left out, {count} tokens remain"
+    def _answer(
+        self, question: str, weights: Mapping[str, float], *, summary: bool = False
+    ) -> Generator[str | Answer, None, Turn | None]:
+        messages = self._rendered(self.context, question)
+        params = replace(self.params, max_tokens=self._room) if summary else self.params
+        request = Request(messages=messages, params=params, domain=spell(weights), stop=self.stop)
+        events = self.engine.generate(request)
+        interruption: KeyboardInterrupt | None = None
+        turn = None
+        while (event := next(events, None) if interruption is None else events.throw(interruption)) is not None:
+            interruption = None
+            if isinstance(event, Answer):
+                self.answer = event = event if summary else replace(event, route=self.route)
+                turn = self._turn(question, event, summary)
+                if turn is not None:
+                    self.turns.append(turn)
+            try:
+                yield event
+            except KeyboardInterrupt as caught:
+                interruption = caught
+        return turn
+
+    def _turn(self, question: str, answer: Answer, summary: bool) -> Turn | None:
+        """What is kept of an answer; nothing of one that was interrupted before its first word."""
+        if summary and (not answer.text.strip() or answer.finish_reason == "interrupted"):
+            return None
+        if not answer.text and answer.finish_reason == "interrupted":
+            return None
+        return Turn(
+            question=question,
+            answer=answer.text,
+            finish_reason=answer.finish_reason,
+            weights=dict(answer.weights),
+            model=answer.model,
+            summary=summary,
+        )
+
+    def _summary(self, turns: Sequence[Turn]) -> str:
+        params = replace(self.params, max_tokens=self._room)
+        request = Request(messages=self._rendered(turns, SUMMARIZE), params=params, domain="none", stop=self.stop)
+        *_, answer = self.engine.generate(request)
+        if not isinstance(answer, Answer) or not answer.text.strip():
+            raise ZephyraError("the model has no summary to give; nothing was changed")
+        return answer.text
+
+    @property
+    def _room(self) -> int:
+        """Tokens that are left free for an answer."""
+        return min(self.params.max_tokens, self.engine.backend.context_length // ANSWER_SHARE)
+
+    def _summarized(self) -> tuple[list[Turn], int]:
+        """The last summary, if there is one, and the first turn that it does not stand for."""
+        for at in range(len(self.turns) - 1, -1, -1):
+            if self.turns[at].summary:
+                return [self.turns[at]], at + 1
+        return [], 0
+
+    def _rendered(self, turns: Sequence[Turn], question: str) -> tuple[Message, ...]:
+        messages = [Message("system", self.system)] if self.system else []
+        for turn in turns:
+            messages += [Message("user", turn.question), Message("assistant", turn.answer)]
+        return (*messages, Message("user", question))
+
+    def _fits(self, turns: Sequence[Turn], question: str, *, spare: int = 0) -> bool:
+        count = self.engine.count(self._rendered(turns, question))
+        return count + self._room + spare <= self.engine.backend.context_length
+
+    def _last_that_fits(self, summary: Sequence[Turn], turns: Sequence[Turn], begun: int) -> int:
+        """One past the last turn that can be summarized in one prompt; at least one is taken."""
+        ends = range(begun + 1, len(turns) + 1)
+        return begun + max(
+            1, bisect_left(ends, True, key=lambda end: not self._fits([*summary, *turns[begun:end]], SUMMARIZE))
+        )
+
+    def _that_fit(self, question: str) -> list[Turn]:
+        """The summary, if there is one, and as many of the last turns as leave room for question and answer."""
+        kept, lowest = self._summarized()
+        first = min(max(self._first, lowest), len(self.turns))
+        if not self._fits([*kept, *self.turns[first:]], question):
+            # More leaves than has to: a prompt that loses its oldest turn at every question is read anew every time.
+            spare = self.engine.backend.context_length // SPARE_SHARE
+            firsts = range(first + 1, len(self.turns))
+            first += 1 + bisect_left(
+                firsts, True, key=lambda at: self._fits([*kept, *self.turns[at:]], question, spare=spare)
             )
+            first = min(first, len(self.turns))
+            if first > max(self._first, lowest):
+                self.say(
+                    f"the conversation does not fit the context of {self.engine.backend.context_length} tokens: its "
+                    f"first {first} of {len(self.turns)} turns are left out (/compact summarizes them instead)"
+                )
         self._first = first
-        return tuple(messages)
+        return [*kept, *self.turns[first:]]
 
 
 def spell(weights: Mapping[str, float]) -> str:

@@ -39,6 +39,8 @@ class Settings:
     context: int | None = None
     stats: bool = False
     offline: bool = False
+    log: bool = True
+    plain: bool = False
 
     def __post_init__(self) -> None:
         for name, known in (("backend", BACKENDS), ("device", DEVICES)):

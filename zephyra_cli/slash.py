@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
+import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zephyra_cli import store, ui
-from zephyra_cli.conversations import Turn
+from zephyra_cli import store, transcript, ui
 from zephyra_cli.domain import AUTO
 from zephyra_cli.follow import show_figures
 from zephyra_cli.prompt import read_text
@@ -22,7 +21,10 @@ if TYPE_CHECKING:
     from zephyra_cli.chat import Chat
 
 BAR = 30  # cells of a probability of 1
-FORMAT, VERSION = "zephyra-chat", 1
+KEYS = (
+    '""" begins a text of several lines and ends it. Esc Enter: a new line. Tab completes. Ctrl-R searches what you '
+    "typed before. Ctrl-X Ctrl-E opens the editor ($EDITOR). Ctrl-C stops an answer, Ctrl-D leaves."
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def completions(text: str, chat: Chat) -> list[tuple[str, int]]:
 
 def _help(chat: Chat, argument: str) -> None:
     rows = [(f"/{name} {command.argument}", command.help) for name, command in COMMANDS.items()]
-    ui.note(ui.table(rows) + '""" begins a text of several lines and ends it; Ctrl-R searches what you typed before')
+    ui.note(ui.table(rows, width=ui.columns(sys.stderr)) + KEYS)
 
 
 def _domain(chat: Chat, argument: str) -> None:
@@ -77,9 +79,16 @@ def _why(chat: Chat, argument: str) -> None:
         raise ZephyraError("nothing was asked yet")
     if session.route is not None:
         ranked = sorted(session.route.probabilities.items(), key=lambda item: -item[1])
-        ui.note(ui.table([(name, f"{share:.3f}", "#" * round(BAR * share)) for name, share in ranked]).rstrip("\n"))
-        ui.note(f"router {session.route.router_ms:.1f} ms")
+        left = (ui.columns(sys.stderr) or 80) - max(len(name) for name, _ in ranked) - len("  100.0 %  ")
+        rows = [(name, f"{100 * share:.1f} %", "#" * round(min(BAR, left) * share)) for name, share in ranked]
+        ui.note(ui.table([row[:2] if chat.plain else row for row in rows], right=(1,)).rstrip("\n"))
     ui.note(session.reason)
+    if (answer := session.answer) is not None:
+        usage = answer.usage
+        price = f"switch {answer.switch_ms:.1f} ms, {usage.prompt_tokens - usage.cached_tokens} of "
+        price += f"{usage.prompt_tokens} tokens read ({usage.prefill_ms:.0f} ms), the others were in the cache"
+        router = f"router {session.route.router_ms:.1f} ms, " if session.route is not None else ""
+        ui.note(f"price: {router}{price}")
 
 
 def _system(chat: Chat, argument: str) -> None:
@@ -115,18 +124,8 @@ def _undo(chat: Chat, argument: str) -> None:
 def _save(chat: Chat, argument: str) -> None:
     path = Path(_needed(argument, "/save chat.md, or chat.json, which /load reads")).expanduser()
     session = chat.session
-    if path.suffix == ".json":
-        values = {"format": FORMAT, "version": VERSION, "system": session.system}
-        text = json.dumps(values | {"turns": [asdict(turn) for turn in session.turns]}, ensure_ascii=False, indent=1)
-    else:
-        text = "\n\n".join(f"## You\n\n{turn.question}\n\n## zephyra\n\n{turn.answer}" for turn in session.turns)
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text + "\n")
-    except FileExistsError:
-        raise ZephyraError(f"'{path}' exists already", hint="choose another name") from None
-    except OSError as error:
-        raise ZephyraError(f"cannot write '{path}': {error.strerror}") from None
+    form = transcript.to_json if path.suffix == ".json" else transcript.to_markdown
+    transcript.write(path, form(session.turns, session.system))
     ui.note(f"{len(session.turns)} turns written to {path}")
 
 
@@ -137,26 +136,17 @@ def _load(chat: Chat, argument: str) -> None:
         chat.begin()
         chat.log.conversation = int(wanted)
     else:
-        turns, system = _read_saved(Path(wanted).expanduser())
+        read, system = transcript.read_json(Path(wanted).expanduser())
         chat.begin()
-        for turn in turns:
-            chat.log.keep(turn, system)
+        turns = [chat.log.add(turn, system) for turn in read]
     chat.session.turns, chat.session.system = turns, system
     ui.note(f"going on after {len(turns)} turns")
 
 
-def _read_saved(path: Path) -> tuple[list[Turn], str | None]:
-    try:
-        values = json.loads(read_text(path))
-        if values["format"] != FORMAT or values["version"] > VERSION:
-            raise ZephyraError(f"'{path}' was made by a newer zephyra, or by something else", hint="update zephyra")
-        turns = [Turn(**turn) for turn in values["turns"]]
-        texts = [text for turn in turns for text in (turn.question, turn.answer, turn.finish_reason)]
-        if not all(isinstance(text, str) for text in [*texts, values["system"] or ""]):
-            raise TypeError("a text is none")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ZephyraError(f"'{path}' is no saved chat: {type(error).__name__} {error}") from None
-    return turns, values["system"]
+def _compact(chat: Chat, argument: str) -> None:
+    count = len(chat.session.turns)
+    chat.compact()
+    ui.note(f"this summary stands for the {count} turns before it; /undo brings them back")
 
 
 def _clear(chat: Chat, argument: str) -> None:
@@ -211,7 +201,6 @@ def _file(chat: Chat, argument: str) -> None:
 
 def _copy(chat: Chat, argument: str) -> None:
     import base64
-    import sys
 
     if not chat.session.turns:
         raise ZephyraError("there is no answer to copy")
@@ -252,6 +241,7 @@ COMMANDS = {
     "undo": Command("", "take the last turn back", _undo),
     "save": Command("FILE.md|FILE.json", "write the conversation to a file", _save, _paths),
     "load": Command("ID|FILE.json", "go on with another conversation", _load, _paths),
+    "compact": Command("", "let a summary stand for the conversation so far", _compact),
     "clear": Command("", "begin a new conversation", _clear),
     "stats": Command(
         "[on|off]", "figures of the last answer, or of every one", _stats, lambda chat, begun: ("on", "off")

@@ -36,14 +36,14 @@ class PlainLines:
         return decode(line, "the line")
 
 
-def talk(chat: Chat, *, plain: bool) -> bool:
+def talk(chat: Chat) -> bool:
     """Talk until the input ends; whether every turn was answered (on a terminal: always)."""
     if sys.stdin is None:
         raise ZephyraError("standard input is closed")
     if not sys.stdin.isatty():
         return _lines(chat)
     lines: Lines = PlainLines()
-    if not plain and ui.fancy(sys.stdout):
+    if not chat.plain and ui.fancy(sys.stdout):
         from zephyra_cli.line_editor import LineEditor
         from zephyra_cli.markdown import MarkdownAnswer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,42 @@ _SHOWN = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code 
 def visible(text: str) -> str:
     """The text with every character that a terminal would execute written out (`\\x1b`, `\\u202e`)."""
     return text if text.isprintable() else text.translate(_SHOWN)
+
+
+def cells(text: str) -> int:
+    """Columns that a terminal gives a line of `visible` text: two for a wide character, none for a combining one."""
+    if text.isascii():
+        return len(text)
+    from wcwidth import wcswidth
+
+    return max(0, int(wcswidth(text)))
+
+
+def shorten(text: str, width: int) -> str:
+    """The text on one line of at most `width` cells."""
+    text = " ".join(visible(text[: 8 * width]).split())
+    return text if cells(text) <= width else _head(text, width - 1).rstrip() + "…"
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """A text as lines of at most `width` cells, broken at spaces where there are any."""
+    lines, line = [], ""
+    for word in text.split(" "):
+        if line and cells(line) + 1 + cells(word) > width:
+            lines.append(line)
+            line = word
+        else:
+            line = f"{line} {word}" if line else word
+        while cells(line) > width:
+            head = _head(line, width) or line[0]
+            lines.append(head)
+            line = line[len(head) :]
+    return [*lines, line]
+
+
+def _head(text: str, width: int) -> str:
+    """The longest beginning of at most `width` cells."""
+    return text[: bisect_right(range(1, len(text) + 1), width, key=lambda end: cells(text[:end]))]
 
 
 def encode(segments: Iterable[Segment], backend: Backend) -> list[int]:

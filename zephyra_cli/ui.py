@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any, TextIO
 
 from zephyra_cli.interruption import deferred
-from zephyra_cli.text import visible
+from zephyra_cli.text import cells, visible, wrapped
 from zephyra_fusion.errors import ZephyraError
 
 
@@ -71,24 +71,68 @@ def write_json(value: Any) -> None:
     write(json.dumps(value, ensure_ascii=is_terminal(sys.stdout)) + "\n")
 
 
-def table(rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()) -> str:
-    """Rows in columns as wide as their widest cell; those in `right` are aligned to the right."""
-    rows = [[visible(cell) for cell in row] for row in rows]
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+def columns(stream: TextIO | None) -> int | None:
+    """The width of the terminal; None where it is none and lines may be of any length."""
+    if stream is None or not stream.isatty():
+        return None
+    import shutil
+
+    return shutil.get_terminal_size().columns
+
+
+def table(rows: Iterable[Sequence[str]], *, right: Sequence[int] = (), width: int | None = None) -> str:
+    """Rows in columns as wide as their widest cell; those in `right` are aligned to the right.
+
+    A terminal's `width` is kept to: the last column is wrapped, or where that leaves too little, a row's cells stand
+    below each other.
+    """
+    rows = [[visible(cell) if width is None else _isolated(visible(cell)) for cell in row] for row in rows]
+    widths = [max(cells(cell) for cell in column) for column in zip(*rows, strict=True)]
+    room = widths[-1] if width is None else width - sum(widths[:-1]) - 2 * (len(widths) - 1)
+    if width is not None and room < min(widths[-1], LEAST_COLUMN):
+        return "".join(_stacked(row, max(LEAST_COLUMN, width)) for row in rows)
     lines = []
     for row in rows:
-        cells = (
-            cell.rjust(width) if at in right else cell.ljust(width)
-            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        lines.append("  ".join(cells).rstrip() + "\n")
-    return "".join(lines)
+        head = ""
+        for at, cell in enumerate(row[:-1]):
+            space = " " * (widths[at] - cells(cell))
+            head += (space + cell if at in right else cell + space) + "  "
+        for line in wrapped(row[-1], room) if cells(row[-1]) > room else [row[-1]]:
+            space = " " * (widths[-1] - cells(line)) if len(row) - 1 in right else ""
+            lines.append(head + space + line)
+            head = " " * cells(head)
+    return "".join(line.rstrip() + "\n" for line in lines)
+
+
+LEAST_COLUMN = 20  # cells: narrower, a text is no longer pleasant to read
+
+
+def _stacked(row: Sequence[str], width: int) -> str:
+    first, *rest = [cell for cell in row if cell]
+    lines = [*wrapped(first, width), *(f"  {line}" for cell in rest for line in wrapped(cell, width - 2))]
+    return "".join(line.rstrip() + "\n" for line in lines)
+
+
+def _isolated(cell: str) -> str:
+    """Text from right to left is ended by a mark without width: the cell after it stays where it is."""
+    if cell.isascii():
+        return cell
+    import unicodedata
+
+    if any(unicodedata.bidirectional(character) in ("R", "AL", "AN") for character in cell):
+        return cell + "\u200e"
+    return cell
 
 
 def note(text: str) -> None:
-    """A line beside the answer."""
+    """A line beside the answer; nobody hears it where the terminal is gone."""
     if sys.stderr is not None:
-        print(visible(text) if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
+        try:
+            print(visible(text) if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
+        except BrokenPipeError:
+            raise
+        except OSError:
+            pass
 
 
 def complain(message: str, hint: str | None) -> None:

@@ -6,9 +6,10 @@ import pytest
 
 from tests.cli.scripted import ScriptedBackend
 from zephyra_cli import slash, talk
-from zephyra_cli.chat import Chat, Log
+from zephyra_cli.chat import Chat
 from zephyra_cli.conversations import Conversations
 from zephyra_cli.engine import Engine
+from zephyra_cli.log import Log
 from zephyra_cli.pack import Adapter, Pack
 from zephyra_cli.session import Session
 from zephyra_cli.settings import Settings

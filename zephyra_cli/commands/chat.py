@@ -12,6 +12,7 @@ from zephyra_cli.commands.options import (
     Context,
     Device,
     Domain,
+    Log,
     MaxTokens,
     MinP,
     Model,
@@ -29,8 +30,8 @@ from zephyra_cli.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from zephyra_cli.chat import Log
-    from zephyra_cli.conversations import Conversations, Turn
+    from zephyra_cli.conversations import Turn
+    from zephyra_cli.log import Log as KeptLog
 
 
 def chat(
@@ -52,8 +53,11 @@ def chat(
     device: Device = None,
     threads: Threads = None,
     context: Context = None,
-    plain: Annotated[bool, typer.Option("--plain", help="No Markdown, no line editor: text as it comes.")] = False,
+    plain: Annotated[
+        bool | None, typer.Option("--plain", help="For screen readers: text as it comes, words in place of drawings.")
+    ] = None,
     stats: Stats = None,
+    log: Log = None,
     offline: Offline = None,
     profile: Profile = None,
 ) -> None:
@@ -74,7 +78,7 @@ def chat(
         _list()
         return
     chosen = settings.load(options)
-    log, turns, kept_system = _log(continue_, conversation)
+    kept, turns, kept_system = _log(continue_, conversation, chosen.log)
     pack = store.find(chosen.model, offline=chosen.offline)
     engine = Engine.open(pack, context=chosen.context, threads=chosen.threads, device=chosen.device)
     session = Session(
@@ -86,44 +90,36 @@ def chat(
         stop=tuple(stop or ()),
         turns=turns,
     )
-    if not talk.talk(Chat(session=session, settings=chosen, log=log, stats=chosen.stats), plain=plain):
+    talking = Chat(session=session, settings=chosen, log=kept, stats=chosen.stats, plain=chosen.plain)
+    if not talk.talk(talking):
         raise typer.Exit(1)
 
 
-def _open() -> Conversations:
-    from zephyra_cli import settings, ui
-    from zephyra_cli.conversations import Conversations
-
-    return Conversations(settings.home() / "conversations.db", lambda text: ui.note(f"note: {text}"))
-
-
-def _log(last: bool, conversation: int | None) -> tuple[Log, list[Turn], str | None]:
+def _log(last: bool, conversation: int | None, keep: bool) -> tuple[KeptLog, list[Turn], str | None]:
     """The log, and the turns and the system prompt of the conversation that goes on."""
     from zephyra_cli import ui
-    from zephyra_cli.chat import Log
-    from zephyra_cli.conversations import CannotKeep
+    from zephyra_cli.database import CannotKeep
+    from zephyra_cli.log import Log, open_conversations
 
+    goes_on = last or conversation is not None
+    if not keep and not goes_on:
+        return Log(None), [], None
     try:
-        kept = _open()
+        kept = open_conversations()
     except CannotKeep as error:
-        if last or conversation is not None:
+        if goes_on:
             raise
-        ui.note(f"note: {error.message}; nothing of this chat is kept")
+        ui.note(f"warning: {error.message}; nothing of this chat is kept")
         return Log(None), [], None
     if last:
         conversation = kept.last()
     turns, system = kept.read(conversation) if conversation is not None else ([], None)
-    return Log(kept, conversation), turns, system
+    return Log(kept if keep else None, conversation), turns, system
 
 
 def _list() -> None:
     from zephyra_cli import ui
+    from zephyra_cli.log import open_conversations, show_list
 
-    rows = [
-        (str(line.id), line.last, f"{line.turns} turns", line.title.replace("\n", " ")[:60])
-        for line in _open().summaries()
-    ]
-    if rows:
-        ui.write(ui.table(rows, right=(0, 2)))
-    else:
+    if not show_list(open_conversations(readable=True).summaries(source="chat")):
         ui.note("there are no conversations yet")

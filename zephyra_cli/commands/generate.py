@@ -14,6 +14,7 @@ from zephyra_cli.commands.options import (
     Domain,
     Files,
     Json,
+    Log,
     MaxTokens,
     MinP,
     Model,
@@ -77,6 +78,7 @@ def generate(
         bool, typer.Option("--stream-json", help="One JSON object a line: pieces, then the result.")
     ] = False,
     stats: Stats = None,
+    log: Log = None,
     offline: Offline = None,
     profile: Profile = None,
 ) -> None:
@@ -113,7 +115,13 @@ def generate(
     engine = Engine.open(pack, context=chosen.context, threads=chosen.threads, device=chosen.device)
     request = Request(messages=messages, params=params, raw=raw, domain=chosen.domain, stop=tuple(stop or ()))
     show = _show_json if json else _show_json_lines if stream_json else _show_code if extract else show_text
-    follow(engine.generate(request), show, stats=chosen.stats)
+
+    def keep(answer: Answer) -> None:
+        from zephyra_cli.log import keep_answer
+
+        keep_answer(question.content, messages[0].content if len(messages) > 1 else None, answer, pack)
+
+    follow(engine.generate(request), show, stats=chosen.stats, keep=keep if chosen.log else None)
 
 
 def _show_code(event: str | Answer) -> None:

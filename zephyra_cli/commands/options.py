@@ -63,9 +63,10 @@ Backend = Annotated[Literal["auto", "llama"] | None, typer.Option(help="What com
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"] | None, typer.Option(help="Where it runs.")]
 Context = Annotated[int | None, typer.Option(metavar="N", help="Most tokens of prompt and answer together.")]
 Stats = Annotated[bool | None, typer.Option("--stats", help="A line of figures on standard error.")]
+Log = Annotated[bool | None, typer.Option("--log/--no-log", help="Keep question and answer; see zephyra log.")]
 
 SETTINGS = frozenset(
     ("model", "domain", "max_tokens", "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed", "system")
-    + ("backend", "device", "threads", "context", "stats", "offline", "profile")
+    + ("backend", "device", "threads", "context", "stats", "offline", "log", "plain", "profile")
 )
 """Options that are settings too, and the profile, which is a set of them."""
