@@ -52,7 +52,8 @@ EAGER = {
 # Floors of zephyra_cli: an import goes down or sideways, never up. (Imports for type checking alone are free.)
 FLOORS = [
     {"backends.protocol", "conversations", "database", "devices", "domain", "interruption", "pack", "prompt", "routing"}
-    | {"settings", "store", "text", "home_file", "config_file", "complete", "code_block", "prompt_template"},
+    | {"settings", "store", "text", "home_file", "config_file", "complete", "code_block", "prompt_template"}
+    | {"structure"},
     {"backends"},
     {"bare", "template"},
     {"engine"},

@@ -15,6 +15,7 @@ class SamplingParams:
 
     `temperature=0` is greedy. `top_k=0`, `top_p=1`, `min_p=0` and `repeat_penalty=1` switch that filter off.
     Order of the filters: penalty over the last `repeat_last_n` tokens, top-k, top-p, min-p, temperature, draw.
+    `schema` (JSON Schema) or `grammar` (GBNF), where not empty, is what the answer must follow: it comes first of all.
     """
 
     max_tokens: int = 512
@@ -25,6 +26,8 @@ class SamplingParams:
     repeat_penalty: float = 1.0
     repeat_last_n: int = 64
     seed: int = 0
+    schema: str = ""
+    grammar: str = ""
 
     def __post_init__(self) -> None:
         wrong = []
@@ -42,6 +45,8 @@ class SamplingParams:
             wrong.append(f"repeat_penalty is {self.repeat_penalty}, must be above 0 and at most 10")
         if not 0 <= self.seed < 2**32:
             wrong.append(f"seed is {self.seed}, must fit 32 bits without a sign")
+        if self.schema and self.grammar:
+            wrong.append("a schema and a grammar are given, an answer can follow one of them")
         if wrong:
             raise ZephyraError("; ".join(wrong))
 

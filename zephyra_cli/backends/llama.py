@@ -166,10 +166,11 @@ class LlamaBackend:
         self._turn += 1
         turn, clock = self._turn, time.perf_counter
         start = clock()
+        constraint = self._vocabulary.constraint(params)
         context = self._context(min(self.context_length, len(prompt) + params.max_tokens))
         cached, given = context.rewind(prompt), 0
         prefill_ms = first_ms = decode_ms = 0.0
-        sampler = Sampler(self._lib, self.vocab_size, params, prompt)
+        sampler = Sampler(self._lib, self.vocab_size, params, prompt, constraint)
         last = min(params.max_tokens, self.context_length - len(prompt))
         speculation, row = None, -1
         if self._draft is not None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zephyra_fusion.types import SamplingParams
+
+if TYPE_CHECKING:
+    from zephyra_fusion.constraint import Constraint
 
 _RANDOM_SEED = 0xFFFFFFFF  # llama.cpp takes this one as "draw a seed yourself"
 
@@ -13,11 +17,19 @@ _RANDOM_SEED = 0xFFFFFFFF  # llama.cpp takes this one as "draw a seed yourself"
 class Sampler:
     """The filters of `SamplingParams` in their order; top-k early, for the others are slow on a full vocabulary.
 
-    A filter that is switched off is not in the chain. A grammar would be the first link.
+    A filter that is switched off is not in the chain. A `constraint` comes before the chain: it takes the tokens that
+    it forbids out of llama.cpp's own logits.
     """
 
-    def __init__(self, lib: Any, vocab_size: int, params: SamplingParams, prompt: Sequence[int]) -> None:
-        self._lib = lib
+    def __init__(
+        self,
+        lib: Any,
+        vocab_size: int,
+        params: SamplingParams,
+        prompt: Sequence[int],
+        constraint: Constraint | None = None,
+    ) -> None:
+        self._lib, self._vocab_size, self._constraint = lib, vocab_size, constraint
         self._chain = chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         add = lib.llama_sampler_chain_add
         if params.repeat_penalty != 1.0 and params.repeat_last_n > 0:
@@ -40,9 +52,23 @@ class Sampler:
     def sample(self, context: int, row: int = -1) -> int:
         """The token after the last one that `context` decoded, or after the one in `row` of its last batch.
 
-        The chain remembers it for its penalties.
+        The chain remembers it for its penalties, the constraint for what may follow.
         """
-        return int(self._lib.llama_sampler_sample(self._chain, context, row))
+        if self._constraint is None:
+            return int(self._lib.llama_sampler_sample(self._chain, context, row))
+        self._forbid(self._constraint, context, row)
+        token = int(self._lib.llama_sampler_sample(self._chain, context, row))
+        self._constraint.accept(token)
+        return token
+
+    def _forbid(self, constraint: Constraint, context: int, row: int) -> None:
+        import numpy as np
+
+        from zephyra_fusion.constraint import allowed
+
+        address = self._lib.llama_get_logits_ith(context, row)
+        logits = np.ctypeslib.as_array((ctypes.c_float * self._vocab_size).from_address(address))
+        logits[~allowed(constraint.mask(), self._vocab_size)] = -np.inf
 
     def close(self) -> None:
         if self._chain:

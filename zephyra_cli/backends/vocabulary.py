@@ -5,9 +5,13 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zephyra_fusion.errors import ZephyraError
+from zephyra_fusion.types import SamplingParams
+
+if TYPE_CHECKING:
+    from zephyra_fusion.constraint import Constraint, TokenTable
 
 
 class Vocabulary:
@@ -60,6 +64,20 @@ class Vocabulary:
         if ends is None:
             self._ends[token_id] = ends = bool(self._lib.llama_vocab_is_eog(self._handle, token_id))
         return ends
+
+    def constraint(self, params: SamplingParams) -> Constraint | None:
+        """The schema or the grammar that `params` names. ZephyraError: it cannot be used."""
+        if not (params.schema or params.grammar):
+            return None
+        from zephyra_fusion.constraint import Constraint
+
+        return Constraint(params, self._token_table)
+
+    @cached_property
+    def _token_table(self) -> TokenTable:
+        from zephyra_fusion.constraint import TokenTable
+
+        return TokenTable(self.size, self.token_bytes, self.stop_ids)
 
     def check_ids(self, ids: Sequence[int]) -> None:
         low, high = min(ids), max(ids)

@@ -13,6 +13,7 @@ from zephyra_cli.commands.options import (
     Device,
     Domain,
     Files,
+    Grammar,
     Json,
     Log,
     MaxTokens,
@@ -22,6 +23,7 @@ from zephyra_cli.commands.options import (
     Profile,
     Prompt,
     RepeatPenalty,
+    Schema,
     Seed,
     Stats,
     Stop,
@@ -49,6 +51,8 @@ def generate(
     repeat_penalty: RepeatPenalty = None,
     seed: Seed = None,
     stop: Stop = None,
+    schema: Schema = None,
+    grammar: Grammar = None,
     system: System = None,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template: continue the prompt.")] = False,
     file: Files = None,
@@ -91,6 +95,7 @@ def generate(
     from zephyra_cli.engine import Engine, Request
     from zephyra_cli.follow import follow, show_text
     from zephyra_cli.prompt import read_prompt
+    from zephyra_cli.structure import structured
     from zephyra_fusion.types import Message
 
     if json and stream_json:
@@ -108,7 +113,7 @@ def generate(
         stored = prompt_template.find(template).bind(prompt_template.parse_values(set or ()))
     chosen = settings.load(stored.over(options) if stored else options)
     pack = store.find(chosen.model, offline=chosen.offline)
-    params = chosen.sampling(pack.generation)
+    params = structured(chosen.sampling(pack.generation), schema, grammar)
     text = read_prompt(prompt, file or (), optional=stored is not None and not stored.takes_input)
     question = Message("user", stored.render(text) if stored else text)
     messages = (question,) if raw or not chosen.system else (Message("system", chosen.system), question)

@@ -58,6 +58,10 @@ MinP = Annotated[float | None, typer.Option(metavar="P", help="Only what is P ti
 RepeatPenalty = Annotated[float | None, typer.Option(metavar="X", help="Above 1: fewer repetitions.")]
 Seed = Annotated[int | None, typer.Option(metavar="N", help="The same seed gives the same answer.")]
 Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End before this text (repeatable).")]
+Schema = Annotated[
+    str | None, typer.Option(metavar="JSON|FILE", help="The answer is JSON that follows this JSON Schema.")
+]
+Grammar = Annotated[Path | None, typer.Option(metavar="FILE", help="The answer follows this GBNF grammar.")]
 System = Annotated[str | None, typer.Option("--system", "-s", metavar="TEXT", help="System prompt.")]
 Backend = Annotated[Literal["auto", "llama"] | None, typer.Option(help="What computes.")]
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"] | None, typer.Option(help="Where it runs.")]
