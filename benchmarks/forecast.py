@@ -107,19 +107,20 @@ def text_plot(history: Tensor, future: Tensor, predicted: Tensor, height: int = 
 
 
 def png_plot(path: Path, history: Tensor, future: Tensor, predicted: Tensor) -> bool:
+    """False: matplotlib is not installed, and nothing was written."""
     try:
-        from matplotlib import pyplot
+        from matplotlib.figure import Figure
     except ImportError:
         return False
     after = range(HISTORY, HISTORY + HORIZON)
-    pyplot.figure(figsize=(9, 3.5))
-    pyplot.plot(range(HISTORY), history, color="gray", label="history")
-    pyplot.plot(after, future, color="black", label="truth")
-    pyplot.plot(after, predicted, color="tab:red", label="transformer")
-    pyplot.plot(after, history[-PERIOD:], color="tab:blue", linestyle=":", label="one period before")
-    pyplot.legend()
-    pyplot.tight_layout()
-    pyplot.savefig(path, dpi=120)
+    figure = Figure(figsize=(9, 3.5), layout="tight")
+    axes = figure.subplots()
+    axes.plot(range(HISTORY), history, color="gray", label="history")
+    axes.plot(after, future, color="black", label="truth")
+    axes.plot(after, predicted, color="tab:red", label="transformer")
+    axes.plot(after, history[-PERIOD:], color="tab:blue", linestyle=":", label="one period before")
+    axes.legend()
+    figure.savefig(path, format="png", dpi=120)
     return True
 
 

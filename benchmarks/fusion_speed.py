@@ -3,7 +3,8 @@
 Prints, for one Qwen3 shape: a training step (forward, backward, optimizer), generation at batch 1, both as milliseconds
 of ours, milliseconds of transformers and their ratio (below 1: ours is faster), with peak memory beside; and what a
 batch costs whose rows have different adapters, against the same batch with one adapter (at most 1.3 is the aim).
-Every figure is the median of alternating repeats.
+On CUDA ours generates through the static cache, its step replayed as a CUDA graph (with --compile fused first), and
+the aim is 0.5; `--static` does the same without graphs on a CPU. Every figure is the median of alternating repeats.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from zephyra_fusion.checkpoint import load_checkpoint
 from zephyra_fusion.generate import generate
 from zephyra_fusion.lora import LoraConfig, adapted_layers, add_adapter, set_adapters
 from zephyra_fusion.model import ZephyraFusion
+from zephyra_fusion.static_step import static_cache
 from zephyra_fusion.types import SamplingParams
 
 SHAPES = {  # hidden, layers, heads, K/V heads, feed-forward, vocabulary
@@ -78,8 +80,11 @@ def medians(runs: dict[str, Callable[[], object]], repeats: int, device: str) ->
 
 
 def peak_memory(device: str) -> str:
+    """On a device, since this was last asked."""
     if device == "cuda":
-        return f"{torch.cuda.max_memory_allocated() / 2**20:.0f} MiB on the device"
+        peak = torch.cuda.max_memory_allocated() / 2**20
+        torch.cuda.reset_peak_memory_stats()
+        return f"{peak:.0f} MiB on the device"
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:.0f} MiB resident (whole process)"
 
 
@@ -119,10 +124,15 @@ def compare_generation(theirs: Any, ours: ZephyraFusion, options: argparse.Names
     theirs.eval(), ours.eval()
     prompt = torch.randint(0, ours.config.vocab_size, (1, options.prompt), device=options.device)
     params = SamplingParams(max_tokens=options.tokens)
+    cache = None
+    if options.static or options.device == "cuda":
+        cache = static_cache(ours, options.prompt + options.tokens, compile=options.compile)
     fixed = {"max_new_tokens": options.tokens, "min_new_tokens": options.tokens, "do_sample": False, "pad_token_id": 0}
 
     def our_run() -> list[int]:
-        return [token.id for token in generate(ours, prompt[0].tolist(), params, stop_ids=())]
+        if cache is not None:
+            cache.trim(0)
+        return [token.id for token in generate(ours, prompt[0].tolist(), params, stop_ids=(), cache=cache)]
 
     @torch.inference_mode()
     def their_run() -> list[int]:
@@ -131,7 +141,11 @@ def compare_generation(theirs: Any, ours: ZephyraFusion, options: argparse.Names
     same = our_run() == their_run()
     times = medians({"ours": our_run, "transformers": their_run}, options.repeats, options.device)
     rate = 1000 * options.tokens / times["ours"]
-    report("generation at batch 1", times, f"{rate:.0f} tokens/s, same tokens: {'yes' if same else 'NO'}")
+    kind = "growing cache" if cache is None else "static cache"
+    peak = f"peak {peak_memory(options.device)}"
+    report(
+        "generation at batch 1", times, f"{rate:.0f} tokens/s, {kind}, same tokens: {'yes' if same else 'NO'}, {peak}"
+    )
 
 
 @torch.inference_mode()
@@ -155,14 +169,16 @@ def compare_adapters(ours: ZephyraFusion, options: argparse.Namespace) -> None:
         return run
 
     runs = {"every row its own": with_weights(mixed), "one for all": with_weights({names[0]: 1.0})}
-    report(f"{options.batch} adapters in one batch", medians(runs, options.repeats, options.device), "r = 32")
+    times = medians(runs, options.repeats, options.device)
+    report(f"{options.batch} adapters in one batch", times, f"r = 32, peak {peak_memory(options.device)}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="nano")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--compile", action="store_true", help="torch.compile of both training steps")
+    parser.add_argument("--compile", action="store_true", help="torch.compile of both training steps, and of our step")
+    parser.add_argument("--static", action="store_true", help="generate through the static cache on a CPU too")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--prompt", type=int, default=64)

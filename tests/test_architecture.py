@@ -28,6 +28,7 @@ GROUND_FLOOR = {
     "errors",
     "config",
     "config_json",
+    "field_types",
     "layer_config",
     "types",
     "registry",
@@ -39,7 +40,9 @@ GROUND_FLOOR = {
 # Above the ground floor torch is free in zephyra_fusion. Elsewhere only these may import it (or what imports it),
 # and only inside a function.
 TORCH_GATEWAYS = {"zephyra_converters.torch_file", "zephyra_cli.commands.train"}
-_TORCH_PARTS = ("model", "layers", "lora", "checkpoint", "train", "router_model")
+_TORCH_PARTS = (  # noqa: SIM905
+    "model layers lora checkpoint train router_model generate sampling merge prune parallel static_step"
+).split()
 NEEDS_TORCH = ("torch", *(f"zephyra_fusion.{part}" for part in _TORCH_PARTS))
 
 # Outside packages that may be imported at top level; everything else is imported by the function that needs it.
@@ -57,9 +60,15 @@ FLOORS = [
     {"backends"},
     {"bare", "template"},
     {"engine"},
+<<<<<<< HEAD
     {"replay", "session"},
     {"follow", "progress", "ui"},
     {"chat", "line_editor", "log", "markdown", "slash", "transcript"},
+=======
+    {"session", "openai", "worker"},
+    {"follow", "progress", "ui"},
+    {"chat", "line_editor", "markdown", "server", "slash"},
+>>>>>>> ea706bd (Static cache and a step that torch.compile and CUDA graphs capture; a mixed batch of adapters is one batched product; configs name every wrongly typed value; an HTTP server for OpenAI clients (first cut))
     {"talk"},
     {"commands"},
     {"app", "command_line", "__main__"},

@@ -7,9 +7,11 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from zephyra_fusion.errors import ZephyraError, did_you_mean
+from zephyra_fusion.field_types import at_least_one
 from zephyra_fusion.layer_config import LayerConfig
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+MOST_LAYERS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,16 +89,19 @@ class FusionConfig(LayerConfig):
                 self._set(name, tuple(getattr(self, name)))
         if self.embedding_size is None:
             self._set("embedding_size", self.hidden_size)
-        if self.layer_types is None and isinstance(self.num_hidden_layers, int):
+        if self.layer_types is None and self.num_hidden_layers <= MOST_LAYERS:
             kind = FULL if self.sliding_window is None else SLIDING
             self._set("layer_types", (kind,) * self.num_hidden_layers)
 
     def _impossible(self) -> Iterator[str]:
         yield from super()._impossible()
         for name in ("vocab_size", "num_hidden_layers", "embedding_size", "cutoff_factor"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if not at_least_one(value := getattr(self, name)):
                 yield f"{name} is {value}, must be a whole number of at least 1"
+        if self.num_hidden_layers > MOST_LAYERS:
+            yield f"num_hidden_layers is {self.num_hidden_layers}, must be at most {MOST_LAYERS}"
+        if self.initializer_range < 0:
+            yield f"initializer_range is {self.initializer_range}, must not be negative"
         if self.sliding_window is not None and self.sliding_window < 1:
             yield f"sliding_window is {self.sliding_window}, must be at least 1 (or absent)"
         types = self.layer_types or ()
@@ -108,6 +113,8 @@ class FusionConfig(LayerConfig):
             yield f"layer_types has {SLIDING}, but sliding_window is not given"
         if self.mask_padding and self.pad_token_id is None:
             yield "mask_padding is on, but pad_token_id is not given"
+        if self.mask_padding and not 0 <= (self.pad_token_id or 0) < self.vocab_size:
+            yield f"pad_token_id is {self.pad_token_id}, must be from 0 to below vocab_size {self.vocab_size}"
         width = self.embedding_size
         if self.tie_word_embeddings and width != self.hidden_size:
             yield f"tie_word_embeddings is on, but embedding_size {width} is not hidden_size {self.hidden_size}"

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from zephyra_fusion.config import FULL, SLIDING, FusionConfig
+from zephyra_fusion.config import FULL, MOST_LAYERS, SLIDING, FusionConfig
 from zephyra_fusion.errors import ZephyraError, did_you_mean
+from zephyra_fusion.field_types import at_least_one
 
 NATIVE = "zephyra_fusion"
 
@@ -60,7 +61,7 @@ def from_json(values: Mapping[str, Any]) -> FusionConfig:
     kind = values.get("model_type", NATIVE)
     if kind == NATIVE:
         return FusionConfig.from_dict({k: v for k, v in values.items() if k not in ("model_type", "architectures")})
-    if kind not in DIALECTS:
+    if not isinstance(kind, str) or kind not in DIALECTS:
         raise ZephyraError(f"model_type '{kind}' is not supported", hint=did_you_mean(str(kind), [*DIALECTS, NATIVE]))
     unknown = sorted(set(values) - set(SHARED) - IGNORED)
     if unknown:
@@ -70,12 +71,12 @@ def from_json(values: Mapping[str, Any]) -> FusionConfig:
     ours = {k: v for k, v in SILENT.get(kind, {}).items() if k not in values}
     ours |= {k: values[k] for k in SHARED if k in values and values[k] is not None}
     ours |= DIALECTS[kind][1]
-    rope = dict(values.get("rope_parameters") or {})
+    rope = dict(_table(values, "rope_parameters"))
     if "rope_theta" in rope:
         ours["rope_theta"] = rope.pop("rope_theta")
     if rope and rope.get("rope_type", "default") != "default":
         ours["rope_scaling"] = rope
-    scaling = ours.get("rope_scaling")
+    scaling = _table(ours, "rope_scaling")
     if scaling and scaling.get("rope_type", scaling.get("type", "default")) == "default":
         del ours["rope_scaling"]
     ours["tie_word_embeddings"] = bool(values.get("tie_word_embeddings", False))
@@ -92,8 +93,15 @@ def from_json(values: Mapping[str, Any]) -> FusionConfig:
         if values.get("mlp_only_layers") or values.get("decoder_sparse_step", 1) != 1:
             raise ZephyraError("mlp_only_layers and decoder_sparse_step: layers without experts are not supported")
         if kind == "mixtral":
-            ours |= {"norm_topk_prob": True, "moe_intermediate_size": values["intermediate_size"]}
-    return FusionConfig(**ours)
+            ours |= {"norm_topk_prob": True, "moe_intermediate_size": values.get("intermediate_size")}
+    return FusionConfig.from_dict(ours)
+
+
+def _table(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    given = values.get(name) or {}
+    if not isinstance(given, Mapping):
+        raise ZephyraError(f"{name} is {given!r}, must be a table")
+    return given
 
 
 def _qwen_window(values: Mapping[str, Any], ours: dict[str, Any]) -> None:
@@ -103,8 +111,12 @@ def _qwen_window(values: Mapping[str, Any], ours: dict[str, Any]) -> None:
     elif values["model_type"] == "qwen3_moe":  # its layers are all alike
         ours.pop("layer_types", None)
     elif "layer_types" not in ours:
-        full = int(values.get("max_window_layers", 0))
-        ours["layer_types"] = [FULL if n < full else SLIDING for n in range(int(values["num_hidden_layers"]))]
+        layers: Any = values.get("num_hidden_layers")
+        full = values.get("max_window_layers", 0)
+        if not isinstance(full, int):
+            raise ZephyraError(f"max_window_layers is {full!r}, must be a whole number")
+        if at_least_one(layers) and layers <= MOST_LAYERS:  # else the config will say what it must be
+            ours["layer_types"] = [FULL if n < full else SLIDING for n in range(layers)]
 
 
 def dialect_of(config: FusionConfig) -> str:

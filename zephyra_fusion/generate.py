@@ -9,6 +9,7 @@ from torch import Tensor
 
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.layers.cache import KVCache
+from zephyra_fusion.layers.static_cache import StaticCache
 from zephyra_fusion.model import ZephyraFusion
 from zephyra_fusion.sampling import sample
 from zephyra_fusion.types import SamplingParams, Token
@@ -32,7 +33,9 @@ def prefill(model: ZephyraFusion, prompt: Sequence[int], cache: KVCache, *, chun
 
 @torch.inference_mode()
 def decode_one_token(model: ZephyraFusion, token: int, cache: KVCache) -> Tensor:
-    """Logits `[vocabulary]` after one more token."""
+    """Logits `[vocabulary]` after one more token, by the cache's own step where it has one (`static_step`)."""
+    if isinstance(cache, StaticCache) and cache.step is not None:
+        return cache.step(token)
     ids = torch.tensor([[token]], device=model.lm_head.weight.device)
     return model(ids, cache=cache)[0, -1]
 
@@ -47,7 +50,8 @@ def generate(
 ) -> Iterator[Token]:
     """The answer, token by token; the last one says why it is the last (`stop`, `length`).
 
-    `stop_ids` are the config's `eos_token_id` where they are not given. A `cache` may hold a beginning of the prompt;
+    `stop_ids` are the config's `eos_token_id` where they are not given. A `cache` (`model.new_cache()`, or
+    `static_step.static_cache(model)` for compiled steps and CUDA graphs) may hold a beginning of the prompt;
     when the answer ends or the generator is closed, it holds the prompt and every token that was read after it. Where
     the context is full before `max_tokens`, the answer ends with `length`. ZephyraError: the prompt does not fit.
     """

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from zephyra_fusion.errors import ZephyraError
+from zephyra_fusion.field_types import at_least_one, wrong_types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +57,16 @@ class LayerConfig:
     router_aux_loss_coef: float = 0.001  # transformers' key; "router" here is its word for the gate
 
     def __post_init__(self) -> None:
-        complaints = list(self._fill())
-        if complaints := complaints + list(self._impossible()):
+        wrong = wrong_types(self)
+        for part in fields(self):
+            if part.name in wrong:  # a stand-in, so that everything else is looked at too
+                self._set(part.name, 1 if part.default is MISSING else part.default)
+        absent = {part.name for part in fields(self) if getattr(self, part.name) is None}
+        complaints = [*self._fill(), *self._impossible()]
+        if wrong:  # what speaks of a stand-in, or of what was derived from one, is left out
+            unsure = {*wrong, *(name for name in absent if getattr(self, name) is not None)}
+            complaints = [c for c in complaints if not unsure & set(c.replace(",", " ").split())]
+        if complaints := [*wrong.values(), *complaints]:
             raise ZephyraError("impossible configuration: " + "; ".join(complaints))
 
     def _set(self, name: str, value: Any) -> None:
@@ -68,7 +77,7 @@ class LayerConfig:
         heads, hidden = self.num_attention_heads, self.hidden_size
         if self.num_key_value_heads is None:
             self._set("num_key_value_heads", heads)
-        if self.head_dim is None and _at_least_one(heads) and _at_least_one(hidden):
+        if self.head_dim is None and at_least_one(heads) and at_least_one(hidden):
             if hidden % heads:
                 yield f"hidden_size is {hidden}, not a multiple of num_attention_heads {heads} (or give head_dim)"
             self._set("head_dim", max(hidden // heads, 1))
@@ -82,14 +91,17 @@ class LayerConfig:
             "hidden_size num_attention_heads num_key_value_heads head_dim value_head_dim intermediate_size "
             "max_position_embeddings moe_intermediate_size frequency_modes"
         ).split():
-            if not _at_least_one(value := getattr(self, name)):
+            if not at_least_one(value := getattr(self, name)):
                 yield f"{name} is {value}, must be a whole number of at least 1"
-        for name in ("rms_norm_eps", "rope_theta", "xpos_scale_base"):
-            if not _number(value := getattr(self, name)) or not value > 0:
+        for name in ("rms_norm_eps", "rope_theta", "xpos_scale_base", "attention_scale", "moe_capacity_factor"):
+            if (value := getattr(self, name)) is not None and not value > 0:
                 yield f"{name} is {value}, must be a number above 0"
         for name in ("dropout", "attention_dropout"):
-            if not _number(value := getattr(self, name)) or not 0.0 <= value < 1.0:
+            if not 0.0 <= (value := getattr(self, name)) < 1.0:
                 yield f"{name} is {value}, must be from 0 to below 1"
+        for name in ("router_aux_loss_coef", "shared_expert_intermediate_size", "num_experts"):
+            if (value := getattr(self, name)) < 0:
+                yield f"{name} is {value}, must not be negative"
         if self.norm_placement not in ("pre", "post"):
             yield f"norm_placement is '{self.norm_placement}', known: pre, post"
         yield from self._impossible_attention()
@@ -97,10 +109,10 @@ class LayerConfig:
 
     def _impossible_attention(self) -> Iterator[str]:
         heads, kv_heads, head_dim = self.num_attention_heads, self.num_key_value_heads, self.head_dim
-        if _at_least_one(heads) and _at_least_one(kv_heads) and heads % (kv_heads or 1):
+        if at_least_one(heads) and at_least_one(kv_heads) and heads % (kv_heads or 1):
             yield f"num_attention_heads is {heads}, not a multiple of num_key_value_heads {kv_heads}"
         rotary = self.position in ("rope", "xpos")
-        if rotary and _at_least_one(head_dim) and (head_dim or 0) % 2:
+        if rotary and at_least_one(head_dim) and (head_dim or 0) % 2:
             yield f"head_dim is {head_dim}, rotary positions need an even number"
         if self.rope_scaling and not rotary:
             yield f"rope_scaling is given, but position is '{self.position}'"
@@ -114,25 +126,11 @@ class LayerConfig:
 
     def _impossible_experts(self) -> Iterator[str]:
         experts, chosen = self.num_experts, self.num_experts_per_tok
-        if not isinstance(experts, int) or experts < 0:
-            yield f"num_experts is {experts}, must be a whole number, not negative"
-        elif experts and not (_at_least_one(chosen) and chosen <= experts):
+        if experts > 0 and not 1 <= chosen <= experts:
             yield f"num_experts_per_tok is {chosen}, must be from 1 to num_experts {experts}"
         elif bool(experts) != (self.feed_forward == "moe"):
             yield f"num_experts is {experts}, but feed_forward is '{self.feed_forward}'"
         if self.expert_feed_forward == "moe":
             yield "expert_feed_forward is 'moe', an expert is no mixture itself"
-        if not isinstance(self.shared_expert_intermediate_size, int) or self.shared_expert_intermediate_size < 0:
-            yield f"shared_expert_intermediate_size is {self.shared_expert_intermediate_size}, must not be negative"
-        if self.moe_capacity_factor is not None and not self.moe_capacity_factor > 0:
-            yield f"moe_capacity_factor is {self.moe_capacity_factor}, must be above 0 (or absent)"
         if not experts and (self.moe_capacity_factor is not None or self.shared_expert_intermediate_size):
             yield "moe_capacity_factor or shared_expert_intermediate_size is given, but num_experts is 0"
-
-
-def _at_least_one(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

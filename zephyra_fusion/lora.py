@@ -6,17 +6,16 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from zephyra_fusion.errors import ZephyraError, did_you_mean
 from zephyra_fusion.layers.adapter_fusion import AdapterFusion
+from zephyra_fusion.layers.lora import AdapterMix, LoRALinear, Weight
 from zephyra_fusion.types import check_weights
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-Weight = float | Tensor  # a tensor `[B]` gives every sequence of the batch its own weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,95 +63,16 @@ def _patterned(pattern: Mapping[str, float], module: str, default: float) -> flo
     return default
 
 
-class AdapterMix:
-    """Which adapters are on, with what weight: one object shared by every adapted layer of a model."""
-
-    def __init__(self) -> None:
-        self.weights: dict[str, Weight] = {}
-        self.rows: dict[str, Tensor] = {}  # the sequences of the batch that an adapter is for; absent: all
-        self.fused: tuple[str, ...] = ()  # adapters that the layers' own AdapterFusion weighs
-
-    def choose(self, weights: Mapping[str, Weight]) -> None:
-        self.weights, self.rows, self.fused = dict(weights), {}, ()
-        for name, weight in weights.items():
-            # A weight that is being learned needs its gradient where it is zero, too.
-            if isinstance(weight, Tensor) and not weight.requires_grad and bool((weight == 0).any()):
-                self.rows[name] = weight.nonzero().squeeze(-1)
-
-
-class _ByName(nn.ModuleDict):
-    """A ModuleDict whose keys are the user's: `half` and `type` are names of domains and of every module's methods."""
-
-    def __setitem__(self, key: str, module: nn.Module) -> None:
-        self._modules[key] = module
-
-
-class LoRALinear(nn.Linear):
-    """A linear layer with resident adapters; its own weight keeps its name, so base checkpoints fit unchanged."""
-
-    def __init__(self, base: nn.Linear, mix: AdapterMix) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = base.in_features, base.out_features
-        self.weight, self.bias = base.weight, base.bias
-        self.mix = mix
-        self.lora_A = _ByName()
-        self.lora_B = _ByName()
-        self.scaling: dict[str, float] = {}
-        self.lora_dropout: dict[str, float] = {}
-        self.lora_fusion: AdapterFusion | None = None
-
-    def add(self, name: str, rank: int, scaling: float, dropout: float = 0.0) -> None:
-        """A fresh adapter: A random, B zero, so that it changes nothing until it is trained."""
-        place = {"device": self.weight.device, "dtype": self.weight.dtype}
-        self.lora_A[name] = nn.Linear(self.in_features, rank, bias=False, **place)
-        self.lora_B[name] = nn.Linear(rank, self.out_features, bias=False, **place)
-        a, b = self.factors(name)
-        nn.init.kaiming_uniform_(a, a=math.sqrt(5))
-        nn.init.zeros_(b)
-        self.scaling[name] = scaling
-        self.lora_dropout[name] = dropout
-
-    def remove(self, name: str) -> None:
-        for parts in (self.lora_A, self.lora_B):
-            if name in parts:
-                del parts[name]
-        self.scaling.pop(name, None)
-        self.lora_dropout.pop(name, None)
-
-    def factors(self, name: str) -> tuple[Tensor, Tensor]:
-        """A `[r, in]` and B `[out, r]`."""
-        return cast(nn.Linear, self.lora_A[name]).weight, cast(nn.Linear, self.lora_B[name]).weight
-
-    def delta(self, name: str) -> Tensor:
-        """What the adapter adds to the weight at weight 1, `[out, in]`."""
-        a, b = self.factors(name)
-        return b @ a * self.scaling[name]
-
-    def forward(self, x: Tensor) -> Tensor:  # [B, T, in]
-        y = nn.functional.linear(x, self.weight, self.bias)
-        for name, weight in self.mix.weights.items():
-            if name not in self.lora_A:
-                continue
-            if isinstance(weight, float):
-                y = y + self._adapted(name, x) * weight
-            elif (rows := self.mix.rows.get(name)) is None:
-                y = y + self._adapted(name, x) * weight.view(-1, 1, 1).to(y.dtype)
-            else:
-                y.index_add_(0, rows, self._adapted(name, x[rows]) * weight[rows].view(-1, 1, 1).to(y.dtype))
-        if self.lora_fusion is not None and self.mix.fused:
-            y = y + self.lora_fusion(x, [self._adapted(name, x) for name in self.mix.fused])
-        return y
-
-    def _adapted(self, name: str, x: Tensor) -> Tensor:
-        inner = nn.functional.dropout(x, self.lora_dropout[name], self.training)
-        return self.lora_B[name](self.lora_A[name](inner)) * self.scaling[name]
-
-
 def adapted_layers(model: nn.Module, name: str | None = None) -> Iterator[tuple[str, LoRALinear]]:
     """Every layer that carries adapters (or the adapter of that name), with its module name."""
     for path, module in model.named_modules():
         if isinstance(module, LoRALinear) and (name is None or name in module.lora_A):
             yield path, module
+
+
+def _mixes(model: nn.Module) -> set[AdapterMix]:
+    """Usually one; parts that were adapted before they were joined have their own."""
+    return {layer.mix for _, layer in adapted_layers(model)}
 
 
 def add_adapter(model: nn.Module, name: str, config: LoraConfig) -> None:
@@ -180,7 +100,8 @@ def remove_adapter(model: nn.Module, name: str) -> None:
     check_names(model, [name])
     for _, layer in adapted_layers(model):
         layer.remove(name)
-        layer.mix.choose({n: w for n, w in layer.mix.weights.items() if n != name})
+    for mix in _mixes(model):
+        mix.choose({n: w for n, w in mix.weights.items() if n != name})
 
 
 def set_adapters(model: nn.Module, weights: Mapping[str, Weight]) -> None:
@@ -195,10 +116,14 @@ def set_adapters(model: nn.Module, weights: Mapping[str, Weight]) -> None:
         if isinstance(w, Tensor) or n in numbers
     }
     check_names(model, chosen)
-    for path, layer in adapted_layers(model):
-        if ".experts." in path and any(isinstance(w, Tensor) for w in chosen.values()):
-            raise ZephyraError(f"'{path}' is an expert: it sees tokens of all sequences, weights [B] cannot reach it")
-        layer.mix.choose(chosen)
+    if any(isinstance(w, Tensor) for w in chosen.values()):
+        for path, _ in adapted_layers(model):
+            if ".experts." in path:
+                raise ZephyraError(
+                    f"'{path}' is an expert: it sees tokens of all sequences, weights [B] cannot reach it"
+                )
+    for mix in _mixes(model):
+        mix.choose(chosen)
 
 
 def route_adapters(model: nn.Module, names: Sequence[str], probabilities: Tensor) -> None:
@@ -219,9 +144,9 @@ def fuse_adapters(model: nn.Module, names: Sequence[str], *, size: int = 16) -> 
     """
     check_names(model, names)
     parameters: list[nn.Parameter] = []
+    for mix in _mixes(model):
+        mix.choose({}, fused=names)
     for _, layer in adapted_layers(model):
-        layer.mix.choose({})
-        layer.mix.fused = tuple(names)
         if all(name in layer.lora_A for name in names):
             if layer.lora_fusion is None:
                 fusion = AdapterFusion(layer.in_features, layer.out_features, size)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from zephyra_fusion.errors import ZephyraError
-from zephyra_fusion.lora import LoRALinear, adapted_layers, check_names, check_new_name
+from zephyra_fusion.layers.lora import LoRALinear
+from zephyra_fusion.lora import adapted_layers, check_names, check_new_name
 from zephyra_fusion.registry import Registry
 from zephyra_fusion.types import check_weights
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast, overload
 
 import torch
@@ -15,6 +16,9 @@ from zephyra_fusion.layers.cache import KVCache, causal_mask
 from zephyra_fusion.layers.embedding import check_ids, token_embedding
 from zephyra_fusion.layers.norm import NORMS
 from zephyra_fusion.layers.position import POSITIONS
+from zephyra_fusion.layers.static_cache import StaticCache
+
+Masks = Mapping[int | None, Tensor | None]  # by window
 
 
 class FusionDecoder(nn.Module):
@@ -113,10 +117,24 @@ class ZephyraFusion(nn.Module):
 
         ZephyraError: ids or positions out of range, more tokens than the context holds, a mask of another shape.
         """
-        start = cache.offset if cache is not None else 0
+        start, length = cache.offset if cache is not None else 0, input_ids.shape[-1]
         self._check_ids(input_ids, cache)
         positions = self._positions(input_ids, positions, start)
-        masks = self._masks(input_ids, self._padding(input_ids, attention_mask, cache), start)
+        masks: Masks
+        if isinstance(cache, StaticCache):
+            if attention_mask is not None:
+                raise ZephyraError("a static cache takes no attention_mask", hint="model.new_cache() makes another")
+            masks = cache.masks(torch.arange(start, start + length, device=input_ids.device))
+        else:
+            masks = self._masks(input_ids, self._padding(input_ids, attention_mask, cache), start)
+        hidden = self.run(input_ids, positions, masks, cache)
+        if cache is not None:
+            cache.advance(length)
+        return hidden
+
+    def run(self, input_ids: Tensor, positions: Tensor, masks: Masks, cache: KVCache | None) -> Tensor:
+        """The tensors' part of `hidden_states`: nothing is checked, and no number of the cache is read or changed
+        where it is static. `masks` by window, None: the plain triangle."""
         x = self.model.embed_projection(self.model.embed_tokens(input_ids))
         x = self.model.dropout(self.model.position.embed(x, positions))
         rotation = self.model.position.rotation(positions, x.dtype)
@@ -166,7 +184,7 @@ class ZephyraFusion(nn.Module):
             )
         return attention_mask.bool()
 
-    def _masks(self, input_ids: Tensor, padding: Tensor | None, start: int) -> dict[int | None, Tensor | None]:
+    def _masks(self, input_ids: Tensor, padding: Tensor | None, start: int) -> Masks:
         """One mask for every kind of window among the layers; None: the plain triangle, which the kernel makes."""
         length = input_ids.shape[1]
         masks: dict[int | None, Tensor | None] = {}

@@ -17,7 +17,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, Ro
 
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.layers.attention import Attention
-from zephyra_fusion.lora import LoRALinear
+from zephyra_fusion.layers.lora import LoRALinear
 from zephyra_fusion.model import ZephyraFusion
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from zephyra_fusion.errors import ZephyraError
-from zephyra_fusion.lora import LoRALinear, adapted_layers, adapter_names, check_names, remove_adapter
+from zephyra_fusion.layers.lora import LoRALinear
+from zephyra_fusion.lora import adapted_layers, adapter_names, check_names, remove_adapter
 from zephyra_fusion.merge import put
 
 

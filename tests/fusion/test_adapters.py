@@ -59,6 +59,56 @@ def test_every_row_has_its_own_specialists(model: ZephyraFusion) -> None:
 
 
 @torch.no_grad()
+def test_a_specialist_a_row_in_any_order(model: ZephyraFusion) -> None:
+    ids, order = some_ids(9, batch=3), ["law", "code", "math"]
+    set_adapters(model, {n: torch.eye(3)[order.index(n)] * (1 + order.index(n)) for n in ("code", "law", "math")})
+    mixed = model(ids)
+    for index, name in enumerate(order):
+        torch.testing.assert_close(mixed[index], alone(model, ids[index : index + 1], {name: 1.0 + index})[0], **CLOSE)
+    set_adapters(model, {"code": torch.tensor([1.0, 0.0])})
+    with pytest.raises(ZephyraError, match="adapter weights are for 2 sequences, the batch has 3"):
+        model(ids)
+
+
+def test_rows_train_their_own_adapter_with_its_dropout() -> None:
+    model = build(TINY)
+    for name, dropout in (("a", 0.0), ("b", 0.9)):
+        add_adapter(model, name, LoraConfig(r=2, lora_dropout=dropout))
+    with torch.no_grad():
+        for _, layer in adapted_layers(model):
+            for name in layer.lora_A:
+                layer.factors(name)[1].normal_(std=0.3)
+    ids = some_ids(9, batch=2)
+    set_adapters(model, {"a": torch.tensor([1.0, 0.0]), "b": torch.tensor([0.0, 1.0])})
+    still = model(ids)
+    model.train()
+    once, twice = model(ids), model(ids)
+    torch.testing.assert_close(once[0], still[0], **CLOSE)
+    assert not torch.allclose(once[1], twice[1])
+    once[0].sum().backward()
+    layer = model.model.layers[0].self_attn.q_proj
+    a, b = (layer.factors(name)[1].grad for name in "ab")
+    assert a.abs().sum() > 0 and b.abs().sum() == 0
+
+
+@torch.no_grad()
+def test_one_batched_product_does_what_one_an_adapter_did(model: ZephyraFusion) -> None:
+    """What the mixed batch costs, counted in operators: it must not grow with the number of adapters."""
+    ids, names = some_ids(9, batch=3), ["code", "law", "math"]
+
+    def operators(weights: dict[str, Tensor | float]) -> int:
+        set_adapters(model, weights)
+        model(ids)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            model(ids)
+        return sum(event.count for event in profile.key_averages() if event.key in ("aten::mm", "aten::bmm"))
+
+    one = operators({name: 1.0 for name in names[:1]})
+    mixed = operators({name: torch.eye(3)[index] for index, name in enumerate(names)})
+    assert mixed <= one + 4  # `law` and `math` lie on two of the layers each, beside the others
+
+
+@torch.no_grad()
 def test_rows_in_one_cached_batch(model: ZephyraFusion) -> None:
     ids = some_ids(9, batch=3)
     set_adapters(model, {"code": torch.tensor([1.0, 0.0, 0.0]), "law": torch.tensor([0.0, 1.0, 0.0])})

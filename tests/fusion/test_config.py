@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -38,8 +40,20 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"position": "none", "rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling is given, but"),
     ({"mask_padding": True}, "mask_padding is on, but pad_token_id is not given"),
     ({"vocab_size": 0}, "vocab_size is 0, must be a whole number of at least 1"),
-    ({"hidden_size": "32"}, "hidden_size is 32, must be a whole number"),
+    ({"hidden_size": "32"}, "hidden_size is '32', must be a whole number"),
     ({"intermediate_size": 1.5}, "intermediate_size is 1.5, must be a whole number"),
+    ({"num_hidden_layers": True}, "num_hidden_layers is True, must be a whole number"),
+    ({"num_hidden_layers": 10**6}, "num_hidden_layers is 1000000, must be at most 10000"),
+    ({"sliding_window": "5"}, "sliding_window is '5', must be a whole number up to .* or absent"),
+    ({"cutoffs": 5}, "cutoffs is 5, must be a list of whole numbers or absent"),
+    ({"layer_types": 1.5}, "layer_types is 1.5, must be a list of names or absent"),
+    ({"moe_capacity_factor": "x"}, "moe_capacity_factor is 'x', must be a finite number or absent"),
+    ({"attention_scale": 0.0}, "attention_scale is 0.0, must be a number above 0"),
+    ({"rope_scaling": "linear"}, "rope_scaling is 'linear', must be a table or absent"),
+    ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no', must be true or false"),
+    ({"rope_theta": float("inf")}, "rope_theta is inf, must be a finite number"),
+    ({"norm": 3}, "norm is 3, must be a name"),
+    ({"mask_padding": True, "pad_token_id": 61}, "pad_token_id is 61, must be from 0 to below vocab_size 61"),
 ]
 
 
@@ -60,6 +74,23 @@ def test_all_at_once() -> None:
         FusionConfig.from_dict({k: v for k, v in TINY.items() if k != "vocab_size"})
 
 
+def test_wrong_types_hide_nothing_and_invent_nothing() -> None:
+    with pytest.raises(ZephyraError) as caught:
+        FusionConfig(**{**TINY, "hidden_size": None, "head_dim": None, "dropout": "x", "sliding_window": 0})
+    assert caught.value.message == (
+        "impossible configuration: hidden_size is None, must be a whole number up to 2147483647; "
+        "dropout is 'x', must be a finite number; sliding_window is 0, must be at least 1 (or absent)"
+    )
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(FusionConfig)])
+@pytest.mark.parametrize("value", ["x", 1.5, -1, None, True, [1], {"a": 1}, float("nan"), [], ["a"], 10**30])
+def test_no_value_of_any_type_ends_in_another_error(field: str, value: object) -> None:
+    for values in ({**TINY, field: value}, {**TINY, "model_type": "qwen3", field: value}):
+        with suppress(ZephyraError):
+            from_json(values)
+
+
 def test_unknown_key_suggests_the_nearest() -> None:
     with pytest.raises(ZephyraError, match="unknown configuration key 'hiden_size'") as caught:
         FusionConfig.from_dict({**TINY, "hiden_size": 3})
@@ -72,6 +103,8 @@ def test_unknown_key_suggests_the_nearest() -> None:
         ({"rope_type": "linear"}, "of type 'linear' lacks the key 'factor'"),
         ({"rope_type": "linear", "factor": 2.0, "fctor": 1}, "has keys that are not understood: fctor"),
         ({"rope_type": "llama3", "factor": 2.0}, "of type 'llama3' lacks the key 'low_freq_factor'"),
+        ({"rope_type": "linear", "factor": "x"}, "factor is 'x', must be a number above 0"),
+        ({"rope_type": "yarn", "factor": 0}, "factor is 0, must be a number above 0"),
     ],
 )
 def test_odd_rope_scalings(scaling: dict[str, Any], message: str) -> None:
@@ -106,6 +139,9 @@ def test_every_dialect_goes_out_and_comes_back(kind: str) -> None:
     ("values", "message"),
     [
         ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported"),
+        ({"model_type": ["llama"]}, "is not supported"),
+        ({"model_type": "llama", "vocab_size": None}, "'vocab_size' is missing"),
+        ({"model_type": "llama", "rope_parameters": 3}, "rope_parameters is 3, must be a table"),
         ({"model_type": "llama", "logit_softcap": 30}, "keys that are not understood: logit_softcap"),
         ({"model_type": "llama", "quantization_config": {"bits": 4}}, "the checkpoint is quantized"),
         ({"model_type": "qwen3_moe", "decoder_sparse_step": 2}, "layers without experts are not supported"),

@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from zephyra_fusion.config import FusionConfig
+from zephyra_fusion.generate import generate
 from zephyra_fusion.lora import LoraConfig, add_adapter, set_adapters
 from zephyra_fusion.model import ZephyraFusion
+from zephyra_fusion.static_step import static_cache
+from zephyra_fusion.types import SamplingParams
 
 pytestmark = [
     pytest.mark.gpu,
@@ -63,3 +66,32 @@ def test_a_training_step_in_bf16_lowers_the_loss(model: ZephyraFusion) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.1
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["graph", "compiled"])
+def test_a_replayed_step_gives_the_growing_caches_answer(model: ZephyraFusion, compiled: bool) -> None:
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    model, prompt, params = model.cuda(), list(range(40, 60)), SamplingParams(max_tokens=24)
+    cache = static_cache(model, 64, compile=compiled)
+    for weights in ({}, {"law": 1.0}, {"law": 1.0}, {}):  # a graph must not outlive its adapters
+        set_adapters(model, weights)
+        expected = [token.id for token in generate(model, prompt, params)]
+        cache.trim(0)
+        assert [token.id for token in generate(model, prompt, params, cache=cache)] == expected
+
+
+def test_a_mixed_batch_on_the_device_is_each_row_alone(model: ZephyraFusion) -> None:
+    add_adapter(model, "sql", LoraConfig(r=4, lora_alpha=4))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    model, ids = model.cuda(), torch.randint(0, 512, (3, 20), device="cuda")
+    rows = torch.eye(3, device="cuda")
+    with torch.no_grad():
+        set_adapters(model, {"law": rows[2], "sql": rows[0]})
+        mixed = model(ids)
+        for index, weights in enumerate(({"sql": 1.0}, {}, {"law": 1.0})):
+            set_adapters(model, weights)
+            torch.testing.assert_close(mixed[index], model(ids[index : index + 1])[0], atol=2e-3, rtol=1e-3)

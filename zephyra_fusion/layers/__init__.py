@@ -8,7 +8,8 @@ frequency           FrequencyAttention (004)
 attention           Attention: multi-head, grouped-query, multi-query; MultiHeadAttention (000)
 feed_forward        GatedFeedForward (SwiGLU), PositionwiseFeedForward (000)
 moe                 MixtureOfExperts
-cache               growing, and rotating for sliding windows
+cache               growing, and rotating for sliding windows; static_cache: fixed shapes
+lora                LoRALinear (001), AdapterMix
 block               BaseTransformerLayer (004), DecoderLayer (002), CrossAttentionLayer, ZephyraFusionBlock (000)
 parallel_block      TransformerBlock (003)
 sequence            what document 004's encoder (TransformerEncoder) and decoder (TransformerDecoder) share

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -100,7 +102,9 @@ class KVCache:
 
     def __init__(self, config: FusionConfig) -> None:
         windows = [config.window(index) for index in range(config.num_hidden_layers)]
-        self.layers = [LayerCache() if window is None else WindowCache(window) for window in windows]
+        self.layers: Sequence[LayerCache] = [
+            LayerCache() if window is None else WindowCache(window) for window in windows
+        ]
         self.limit = config.max_position_embeddings
         self.padding: Tensor | None = None  # [B, offset], True = keep; only where the model masks padding by its id
 
@@ -112,6 +116,9 @@ class KVCache:
     def earliest(self) -> int:
         """The earliest offset to which `trim` can go back: 0, unless a sliding window has moved on."""
         return max(layer.earliest for layer in self.layers)
+
+    def advance(self, new: int) -> None:
+        """`new` positions were written in every layer; these layers count by themselves."""
 
     def check(self, new: int) -> None:
         if self.offset + new > self.limit:

@@ -36,10 +36,20 @@ def scaled_frequencies(frequencies: Tensor, config: LayerConfig) -> tuple[Tensor
     scale = ROPE_SCALINGS[kind]
     if unknown := sorted(set(scaling) - KEYS[kind]):
         raise ZephyraError(f"rope_scaling of type '{kind}' has keys that are not understood: {', '.join(unknown)}")
+    odd = [n for n, v in scaling.items() if n != "truncate" and v is not None and not (_number(v) and v >= 0)]
+    if scaling.get("factor") == 0:
+        odd.append("factor")
+    if odd:
+        named = "; ".join(f"{name} is {scaling[name]!r}, must be a number above 0" for name in odd)
+        raise ZephyraError(f"rope_scaling of type '{kind}': {named}")
     try:
         return scale(frequencies, scaling, config)
     except KeyError as missing:
         raise ZephyraError(f"rope_scaling of type '{kind}' lacks the key {missing}") from None
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @ROPE_SCALINGS.register("default")
@@ -58,6 +68,8 @@ def llama3_scaling(frequencies: Tensor, scaling: Mapping[str, Any], config: Laye
     """Long wavelengths divided by `factor`, short ones kept, a ramp between (Llama 3.1's release)."""
     factor, low, high = (float(scaling[k]) for k in ("factor", "low_freq_factor", "high_freq_factor"))
     original = float(scaling["original_max_position_embeddings"])
+    if high <= low:
+        raise ZephyraError(f"rope_scaling: high_freq_factor is {high}, must be above low_freq_factor {low}")
     wavelengths = 2 * math.pi / frequencies
     smooth = ((original / wavelengths - low) / (high - low)).clamp(0.0, 1.0)
     return (1 - smooth) * frequencies / factor + smooth * frequencies, 1.0

@@ -1,0 +1,73 @@
+"""`zephyra serve`: an OpenAI-compatible HTTP server."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from zephyra_cli.commands.options import (
+    SETTINGS,
+    Backend,
+    Context,
+    Device,
+    Domain,
+    MaxTokens,
+    MinP,
+    Model,
+    Offline,
+    Profile,
+    RepeatPenalty,
+    Seed,
+    System,
+    Temperature,
+    Threads,
+    TopK,
+    TopP,
+)
+
+
+def serve(
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0 is every network of this machine.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0: any free one.")] = 8080,
+    model: Model = None,
+    domain: Domain = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repeat_penalty: RepeatPenalty = None,
+    seed: Seed = None,
+    system: System = None,
+    backend: Backend = None,
+    device: Device = None,
+    threads: Threads = None,
+    context: Context = None,
+    offline: Offline = None,
+    profile: Profile = None,
+) -> None:
+    """Serve the model to OpenAI clients (/v1/chat/completions, /v1/completions, /v1/models).
+
+    A request's model name says who answers: auto (the router), none (the base), a domain, or a blend as in -d; the
+    pack's own name is what -d says. Sampling options are defaults; a request's own go first.
+    """
+    options = {name: value for name, value in locals().items() if name in SETTINGS}
+    from zephyra_cli import settings, store, ui
+    from zephyra_cli.domain import parse_domain
+    from zephyra_cli.engine import Engine
+    from zephyra_cli.server import Server, is_loopback
+
+    chosen = settings.load(options)
+    pack = store.find(chosen.model, offline=chosen.offline)
+    if chosen.domain is not None:
+        parse_domain(chosen.domain, pack.adapters)  # an unknown one is refused now, not at the first request
+    chosen.sampling(pack.generation)
+    engine = Engine.open(pack, context=chosen.context, threads=chosen.threads, device=chosen.device)
+    server = Server(host, port, engine, chosen)
+    ui.note(f"{pack.name} on {server.url}/v1; Ctrl-C ends")
+    if not is_loopback(host):
+        ui.note("warning: there is no password, whoever reaches this address may use the model")
+    server.run()
