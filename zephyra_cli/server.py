@@ -145,9 +145,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def _next(self, job: Job) -> str | Answer:
         """The next event of the engine. Refusal: it failed. ConnectionError: the client has gone."""
-        while (event := job.next(0.5)) is None:
+        event = None
+        while event is None:
             if self._gone():
                 raise ConnectionAbortedError
+            event = job.next(0.5)
         if isinstance(event, ZephyraError):
             raise Refusal.of(event)
         if isinstance(event, Refusal):

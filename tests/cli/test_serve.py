@@ -236,7 +236,7 @@ def test_who_goes_away_no_longer_costs_anything(tiny_pack: Path) -> None:
     deadline = time.monotonic() + 20
     while not backend.closed_early and time.monotonic() < deadline:
         backend.may.release()
-        time.sleep(0.2)
+        time.sleep(0.05)
     assert backend.closed_early and backend.usage.completion_tokens < 50
     running.shutdown()
     thread.join(10)
