@@ -26,6 +26,7 @@ COMMANDS = [
     "domains",
     "convert",
     "train",
+    "serve",
     "templates",
     "templates show",
     "templates new",
