@@ -60,15 +60,9 @@ FLOORS = [
     {"backends"},
     {"bare", "template"},
     {"engine"},
-<<<<<<< HEAD
-    {"replay", "session"},
+    {"replay", "session", "openai", "worker"},
     {"follow", "progress", "ui"},
-    {"chat", "line_editor", "log", "markdown", "slash", "transcript"},
-=======
-    {"session", "openai", "worker"},
-    {"follow", "progress", "ui"},
-    {"chat", "line_editor", "markdown", "server", "slash"},
->>>>>>> ea706bd (Static cache and a step that torch.compile and CUDA graphs capture; a mixed batch of adapters is one batched product; configs name every wrongly typed value; an HTTP server for OpenAI clients (first cut))
+    {"chat", "line_editor", "log", "markdown", "server", "slash", "transcript"},
     {"talk"},
     {"commands"},
     {"app", "command_line", "__main__"},
