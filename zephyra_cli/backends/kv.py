@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zephyra_cli.backends.library import Batch, take_errors
+from zephyra_cli.backends.library import Batch, ContextParams, take_errors
 from zephyra_fusion.errors import ZephyraError
 
 Mix = tuple[tuple[str, float], ...]
@@ -35,6 +35,29 @@ class ContextSettings:
     """Tokens that a draft may add to a batch of one."""
 
 
+def context_params(lib: Any, settings: ContextSettings, size: int) -> ContextParams:
+    """llama.cpp's parameters for one sequence of at least `size` tokens."""
+    params: ContextParams = lib.llama_context_default_params()
+    params.n_ctx = -(-size // _PADDING) * _PADDING
+    params.n_batch = params.n_ubatch = min(settings.n_batch, params.n_ctx)
+    params.n_threads = params.n_threads_batch = settings.threads
+    params.flash_attn_type = int(settings.flash_attention)
+    params.type_k = KV_TYPES[settings.kv_type]
+    # Quantized values would need flash attention and halve the speed of reading; keys alone save half as much.
+    params.type_v = KV_TYPES["f16" if settings.kv_type == "q8_0" else settings.kv_type]
+    params.pooling_type = 0
+    params.swa_full = False
+    return params
+
+
+def set_adapters(lib: Any, context: int, adapters: Sequence[int], weights: Sequence[float]) -> None:
+    """Give a context its mix, once, before anything is decoded."""
+    count = len(adapters)
+    handles, scales = (ctypes.c_void_p * count)(*adapters), (ctypes.c_float * count)(*weights)
+    if count and lib.llama_set_adapters_lora(context, handles, count, scales):
+        raise ZephyraError(f"llama.cpp cannot switch its adapters: {take_errors()}")
+
+
 class Context:
     """One llama_context under one mix. Positions 0 … len(tokens)-1 of its cache hold exactly `tokens`.
 
@@ -44,23 +67,14 @@ class Context:
 
     def __init__(self, lib: Any, model: int, settings: ContextSettings, size: int, all_logits: bool = False) -> None:
         self._lib, self._settings = lib, settings
-        self.size = -(-size // _PADDING) * _PADDING
         self.tokens: list[int] = []
         self.proven = False
         """Whether its logits were seen to be numbers."""
-        params = lib.llama_context_default_params()
-        params.n_ctx = self.size
-        params.n_batch = params.n_ubatch = min(settings.n_batch, self.size)
+        params = context_params(lib, settings, size)
+        self.size = int(params.n_ctx)
         self.most_guesses = min(settings.guesses, params.n_batch - 1)
         params.n_outputs_max = params.n_batch if all_logits else 1 + self.most_guesses
         params.n_outputs_max_per_seq = params.n_outputs_max
-        params.n_threads = params.n_threads_batch = settings.threads
-        params.flash_attn_type = int(settings.flash_attention)
-        params.type_k = KV_TYPES[settings.kv_type]
-        # Quantized values would need flash attention and halve the speed of reading; keys alone save half as much.
-        params.type_v = KV_TYPES["f16" if settings.kv_type == "q8_0" else settings.kv_type]
-        params.pooling_type = 0
-        params.swa_full = False
         self.handle = lib.llama_init_from_model(model, params)
         if not self.handle:
             raise ZephyraError(
@@ -76,10 +90,7 @@ class Context:
 
     def set_adapters(self, adapters: Sequence[int], weights: Sequence[float]) -> None:
         """Once, before anything is decoded."""
-        count = len(adapters)
-        handles, scales = (ctypes.c_void_p * count)(*adapters), (ctypes.c_float * count)(*weights)
-        if count and self._lib.llama_set_adapters_lora(self.handle, handles, count, scales):
-            raise ZephyraError(f"llama.cpp cannot switch its adapters: {take_errors()}")
+        set_adapters(self._lib, self.handle, adapters, weights)
 
     def rewind(self, prompt: Sequence[int]) -> int:
         """Keep what `tokens` and `prompt` have in common, but never all of `prompt`; how many tokens that is.

@@ -14,9 +14,10 @@ from pathlib import Path
 from zephyra_cli.backends.adapters import Adapters
 from zephyra_cli.backends.kv import KV_TYPES, Context, ContextPool, ContextSettings, Mix
 from zephyra_cli.backends.library import library, take_errors
-from zephyra_cli.backends.protocol import GenerationUsage
+from zephyra_cli.backends.protocol import GenerationUsage, Job
 from zephyra_cli.backends.sampler import Sampler
 from zephyra_cli.backends.self_test import extra_buffers_allowed
+from zephyra_cli.backends.slots import Event, Loaded, SlotContext, Slots
 from zephyra_cli.backends.speculation import Speculation
 from zephyra_cli.backends.vocabulary import Vocabulary
 from zephyra_cli.devices import usable_cores
@@ -215,6 +216,29 @@ class LlamaBackend:
                     drafted=speculation.drafted if speculation else 0,
                     accepted=speculation.accepted if speculation else 0,
                 )
+
+    def generate_many(self, jobs: Sequence[Job]) -> Generator[Event, bool | None, None]:
+        """In contexts of their own: the caches of the conversations stay as they are."""
+        groups: dict[Mix, list[tuple[int, Job]]] = {}
+        for index, job in enumerate(jobs):
+            try:
+                self._check_prompt(job.prompt, room=1)
+                mix = self._adapters.mix(job.weights)
+            except ZephyraError as error:
+                yield index, error
+            else:
+                groups.setdefault(mix, []).append((index, job))
+        for mix, group in groups.items():
+            loaded = self._adapters.loaded(mix, self._pool.mixes)
+
+            def open_context(size: int, count: int, adapters: Loaded = loaded) -> SlotContext:
+                return SlotContext(self._lib, self._model, self._settings, adapters, size, count)
+
+            yield from Slots(open_context, self._sampler, self._vocabulary.ends_answer, self.context_length).run(group)
+
+    def _sampler(self, job: Job) -> Sampler:
+        constraint = self._vocabulary.constraint(job.params)
+        return Sampler(self._lib, self.vocab_size, job.params, job.prompt, constraint)
 
     def logits(self, prompt: Sequence[int]) -> list[array[float]]:
         """In a context of its own, so that the caches of the conversations stay as they are."""

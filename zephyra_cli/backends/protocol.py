@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from zephyra_fusion.draft import Draft
+from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.types import SamplingParams, Token
 
 
@@ -40,6 +41,15 @@ class GenerationUsage:
     def decode_tokens_per_second(self) -> float:
         """Tokens after the first, per second; 0 where there was at most one."""
         return 1000.0 * (self.completion_tokens - 1) / self.decode_ms if self.decode_ms > 0 else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One of many prompts: its tokens, how to sample, and the weights of its adapters."""
+
+    prompt: Sequence[int]
+    params: SamplingParams
+    weights: Mapping[str, float] = field(default_factory=dict)
 
 
 class Backend(Protocol):
@@ -102,6 +112,14 @@ class Backend(Protocol):
         `stop`: the token is one of `stop_ids` (it is yielded too, and is not part of the text). `length`:
         `params.max_tokens` were given or the context is full. Closing the generator early is allowed at any point.
         ZephyraError on the first `next`: an empty prompt, an id out of range, no room left for one token.
+        """
+        ...
+
+    def generate_many(self, jobs: Sequence[Job]) -> Generator[tuple[int, Token | ZephyraError], bool | None, None]:
+        """Continue many prompts at once: every token as it comes with the number of its job, in no order of the jobs.
+
+        A job ends with a token that has a `finish_reason`, or with the error that it alone had; sending True in answer
+        to a token ends its job there. The adapters must be resident. Closing the generator early is allowed.
         """
         ...
 

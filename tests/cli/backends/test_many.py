@@ -1,0 +1,107 @@
+"""Many prompts at once: the same answers as one by one, whatever ends when."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zephyra_cli.backends import slots
+from zephyra_cli.backends.llama import LlamaBackend
+from zephyra_cli.backends.protocol import Backend, Job
+from zephyra_fusion.errors import ZephyraError
+from zephyra_fusion.types import SamplingParams, Token
+
+
+@pytest.fixture
+def backend(tiny_gguf: Path, tiny_adapters: dict[str, Path]) -> Iterator[LlamaBackend]:
+    opened = LlamaBackend(tiny_gguf, threads=1, kv_type="f32", flash_attention=False, n_batch=32)
+    for name, path in tiny_adapters.items():
+        opened.add_adapter(name, path)
+    yield opened
+    opened.close()
+
+
+def some_jobs(count: int, **sampling: Any) -> list[Job]:
+    dice = random.Random(8)
+    mixes: Sequence[dict[str, float]] = ({}, {"a": 1.0}, {"b": 1.0}, {"a": 0.5, "c": 0.5})
+    return [
+        Job(
+            prompt=[dice.randrange(6, 320) for _ in range(dice.choice((1, 3, 9, 40, 90)))],
+            params=SamplingParams(max_tokens=dice.choice((1, 2, 7, 20)), seed=number, **sampling),
+            weights=dice.choice(mixes),
+        )
+        for number in range(count)
+    ]
+
+
+def one_by_one(backend: Backend, jobs: Sequence[Job]) -> list[list[Token]]:
+    answers = []
+    for job in jobs:
+        backend.set_adapters(job.weights)
+        answers.append(list(backend.generate(job.prompt, job.params)))
+    return answers
+
+
+def at_once(backend: Backend, jobs: Sequence[Job]) -> list[list[Token]]:
+    answers: list[list[Token]] = [[] for _ in jobs]
+    for index, token in backend.generate_many(jobs):
+        assert isinstance(token, Token)
+        answers[index].append(token)
+    return answers
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.2}, {"temperature": 0.9, "repeat_penalty": 1.3}])
+def test_the_answers_are_those_of_one_by_one(backend: LlamaBackend, sampling: dict[str, Any]) -> None:
+    jobs = some_jobs(40, **sampling)
+    assert at_once(backend, jobs) == one_by_one(backend, jobs)
+
+
+def test_a_slot_is_taken_again_and_one_slot_is_enough(backend: LlamaBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = some_jobs(12)
+    expected = one_by_one(backend, jobs)
+    for most in 1, 3:
+        monkeypatch.setattr(slots, "MOST_SLOTS", most)
+        assert at_once(backend, jobs) == expected
+
+
+def test_a_job_has_its_own_error_and_the_others_go_on(backend: LlamaBackend) -> None:
+    jobs = some_jobs(6)
+    jobs[1] = Job(prompt=[], params=SamplingParams())
+    jobs[2] = Job(prompt=[5] * 600, params=SamplingParams())
+    jobs[3] = Job(prompt=[7, 8], params=SamplingParams(), weights={"nobody": 1.0})
+    jobs[4] = Job(prompt=[7, 8], params=SamplingParams(schema='{"enum": []}'))
+    errors = {index: str(event) for index, event in backend.generate_many(jobs) if isinstance(event, ZephyraError)}
+    assert sorted(errors) == [1, 2, 3, 4]
+    assert "empty" in errors[1] and "600 tokens" in errors[2] and "nobody" in errors[3] and "schema" in errors[4]
+    good = [jobs[0], jobs[5]]
+    assert at_once(backend, good) == one_by_one(backend, good)
+
+
+def test_an_answer_is_ended_by_the_caller(backend: LlamaBackend) -> None:
+    jobs = [Job(prompt=[20 + number, 30], params=SamplingParams(max_tokens=30)) for number in range(5)]
+    seen = [0] * 5
+    events = backend.generate_many(jobs)
+    event = next(events, None)
+    while event is not None:
+        seen[event[0]] += 1
+        try:
+            event = events.send(event[0] % 2 == 0 and seen[event[0]] == 3)
+        except StopIteration:
+            event = None
+    assert seen[0::2] == [3, 3, 3] and min(seen[1::2]) > 3
+
+
+def test_conversations_keep_their_cache_and_an_early_close_leaves_nothing_wrong(backend: LlamaBackend) -> None:
+    prompt = list(range(10, 60))
+    first = list(backend.generate(prompt, SamplingParams(max_tokens=4)))
+    events = backend.generate_many(some_jobs(20))
+    for _ in range(7):
+        next(events)
+    events.close()
+    backend.set_adapters({})
+    assert list(backend.generate(prompt, SamplingParams(max_tokens=4))) == first
+    assert backend.usage.cached_tokens == 49
