@@ -55,13 +55,14 @@ EAGER = {
 # Floors of zephyra_cli: an import goes down or sideways, never up. (Imports for type checking alone are free.)
 FLOORS = [
     {"backends.protocol", "conversations", "database", "devices", "domain", "interruption", "pack", "prompt", "routing"}
-    | {"settings", "store", "text", "home_file", "config_file", "complete", "code_block", "prompt_template"}
+    | {"settings", "text", "home_file", "config_file", "code_block", "prompt_template"}
     | {"structure"},
     {"backends"},
     {"bare", "template"},
     {"engine"},
-    {"replay", "session", "openai", "worker"},
+    {"session", "openai", "worker"},
     {"follow", "progress", "ui"},
+    {"disk", "download", "hub", "install", "pull", "pull_adapter", "quantization", "store"} | {"complete", "replay"},
     {"chat", "line_editor", "log", "markdown", "server", "slash", "transcript"},
     {"talk"},
     {"commands"},

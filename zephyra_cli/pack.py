@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -38,10 +38,19 @@ class Adapter:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a pulled pack came from: repository, the commit that it is pinned to, and the reference that was given."""
+
+    repository: str
+    commit: str
+    reference: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pack:
     """One base, any number of adapters, at most one router and one draft, a chat template, defaults, hashes.
 
-    `chat` is None for a bare .gguf: its own template, if it has one, is inside the file.
+    `chat` is None for a bare .gguf (null in a manifest): its own template, if it has one, is inside the file.
     """
 
     root: Path
@@ -60,11 +69,16 @@ class Pack:
     chat: ChatTemplate | None = ZEPHYRA
     generation: SamplingParams = SamplingParams()
     files: Mapping[str, FileRecord] = field(default_factory=dict)
+    source: Source | None = None
 
     @classmethod
     def read(cls, root: Path) -> Pack:
         """The pack in the folder `root`. ZephyraError: no manifest, a damaged one, or one of a newer zephyra."""
-        values = _load(root / MANIFEST)
+        return cls.parse(load_manifest(root / MANIFEST), root)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], root: Path) -> Pack:
+        """The pack that a manifest describes, as it would be in the folder `root`. ZephyraError: as `read`."""
         if values.get("format") != FORMAT:
             found = _short(values.get("format"))
             raise ZephyraError(f"'{root / MANIFEST}' is no manifest: format is {found}, not '{FORMAT}'")
@@ -118,10 +132,17 @@ class Pack:
             router=router,
             router_file=router_file,
             draft=None if draft is None else _file(_check(draft, dict, "draft"), "draft."),
-            chat=_chat(_take(values, "chat", dict, "")) if "chat" in values else ZEPHYRA,
+            chat=None if (chat := values.get("chat", asdict(ZEPHYRA))) is None else _chat(_check(chat, dict, "chat")),
             generation=_generation(_take(values, "generation", dict, "", {})),
             files=records,
+            source=_source(_take(values, "source", dict, "")) if "source" in values else None,
         )
+
+    @property
+    def used(self) -> list[str]:
+        """The files that an answer may need."""
+        named = [self.base, *(adapter.file for adapter in self.adapters.values()), self.router_file, self.draft or ""]
+        return [name for name in named if name]
 
     @classmethod
     def bare(cls, file: Path) -> Pack:
@@ -153,7 +174,8 @@ def safe_path(file: str) -> str:
     return file
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load_manifest(path: Path) -> dict[str, Any]:
+    """The object that a manifest's file holds, not yet looked at. ZephyraError: not there, too long, no JSON."""
     try:
         with path.open("rb") as file:
             data = file.read(_MOST_BYTES + 1)
@@ -210,6 +232,11 @@ def _chat(entry: Mapping[str, Any]) -> ChatTemplate:
     return ChatTemplate(
         **sides, answer=_take(entry, "answer", str, "chat."), start=_take(entry, "start", str, "chat.", "")
     )
+
+
+def _source(entry: Mapping[str, Any]) -> Source:
+    repository, commit = (_take(entry, key, str, "source.") for key in ("repository", "commit"))
+    return Source(repository=repository, commit=commit, reference=_take(entry, "reference", str, "source.", ""))
 
 
 def _generation(entry: Mapping[str, Any]) -> SamplingParams:

@@ -8,36 +8,67 @@ from types import TracebackType
 from typing import Any
 
 from zephyra_cli import ui
+from zephyra_cli.text import visible
 
 LINE_EVERY_S = 30.0
 
 
 class Progress:
-    """Called with (done, total, text); used as a context manager so that the bar is taken away at the end."""
+    """Called with (done, total, text); used as a context manager so that the bar is taken away at the end.
 
-    def __init__(self) -> None:
+    With `bytes`, the numbers are bytes, and rate and time left are shown for the whole.
+    """
+
+    def __init__(self, *, bytes: bool = False) -> None:
+        self._bytes = bytes
         self._bar: Any = None
+        self._task: Any = None
         self._next_line = 0.0
+        self._begun: tuple[float, int] | None = None
 
     def __enter__(self) -> Progress:
         if ui.fancy(sys.stderr):
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import (
+                BarColumn,
+                DownloadColumn,
+                MofNCompleteColumn,
+                TextColumn,
+                TimeRemainingColumn,
+                TransferSpeedColumn,
+            )
             from rich.progress import Progress as Bar
 
             text = TextColumn("{task.description}", markup=False)
-            console = Console(stderr=True)
-            self._bar = Bar(text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
+            numbers = [DownloadColumn(), TransferSpeedColumn()] if self._bytes else [MofNCompleteColumn()]
+            self._bar = Bar(text, BarColumn(), *numbers, TimeRemainingColumn(), console=Console(stderr=True))
             self._bar.start()
-            self._task = self._bar.add_task("", total=None)
         return self
 
     def __call__(self, done: int, total: int | None, text: str) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=total, description=text)
-        elif (now := time.monotonic()) >= self._next_line or done == total:
+            if self._task is None:
+                self._task = self._bar.add_task(text, completed=done, total=total)  # what was there has no speed
+            if total != self._bar.tasks[0].total:
+                self._bar.reset(self._task, completed=done, total=total)
+            self._bar.update(self._task, completed=done, description=visible(text))
+            return
+        now = time.monotonic()
+        if self._bytes and self._begun is None:
+            self._begun, self._next_line = (now, done), now + LINE_EVERY_S
+        elif now >= self._next_line or done == total:
             self._next_line = now + LINE_EVERY_S
-            ui.note(f"{done}/{total if total is not None else '?'} {text}")
+            ui.note(self._line(now, done, total) + f" {text}")
+
+    def _line(self, now: float, done: int, total: int | None) -> str:
+        if not self._bytes:
+            return f"{done}/{total if total is not None else '?'}"
+        begun, present = self._begun or (now, done)
+        rate = max(0, done - present) / max(now - begun, 1e-9)
+        line = f"{done / 1e6:.1f}/{(total or 0) / 1e6:.1f} MB"
+        if rate and total and done < total:
+            line += f", {rate / 1e6:.1f} MB/s, {(total - done) / rate:.0f} s left"
+        return line
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zephyra_cli.pack import MANIFEST, Pack
 from zephyra_cli.settings import DEFAULT_MODEL, home
 from zephyra_fusion.errors import ZephyraError, did_you_mean
+
+if TYPE_CHECKING:
+    from zephyra_cli.hub import Reference
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,13 @@ class Installed:
     @property
     def size(self) -> int:
         """Bytes on disk, all files of the folder."""
-        return sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file())
+        return size_of([self.root])
+
+
+def size_of(roots: Iterable[Path]) -> int:
+    """Bytes on disk of all files of some folders; a file that several share (by hard links) counts once."""
+    facts = (path.stat() for root in roots for path in root.rglob("*") if path.is_file())
+    return sum({(fact.st_dev, fact.st_ino): fact.st_size for fact in facts}.values())
 
 
 def embedded() -> Path | None:
@@ -39,7 +49,8 @@ def installed() -> list[Installed]:
 
 def _installed() -> Iterator[Installed]:
     models = home() / "models"
-    names = sorted(path.parent.name for path in models.glob(f"*/{MANIFEST}")) if models.is_dir() else []
+    found = (path for mark in (MANIFEST, "config.json") for path in models.glob(f"[!.]*/{mark}"))
+    names = sorted({path.parent.name for path in found}) if models.is_dir() else []
     root = embedded()
     if root is not None and DEFAULT_MODEL not in names:
         yield Installed(DEFAULT_MODEL, root, embedded=True)
@@ -50,16 +61,14 @@ def _installed() -> Iterator[Installed]:
 def find(reference: str, *, offline: bool = False) -> Pack:
     """The model that `-m` means: a name, a pack's folder, or a bare .gguf. ZephyraError: there is none."""
     if reference.startswith("hf:"):
-        if offline:
-            raise ZephyraError(f"'{reference}' is on the Hugging Face Hub, and the network is forbidden (offline)")
-        raise ZephyraError(f"'{reference}' is on the Hugging Face Hub, and this zephyra cannot download models yet")
+        return _from_hub(reference, offline=offline)
     if _is_name(reference):
         if reference == DEFAULT_MODEL and not (home() / "models" / reference).exists():  # no scan on the usual way
             if (root := embedded()) is not None:
                 return Pack.read(root)
             raise ZephyraError(f"this zephyra was built without its default model '{reference}'", hint="choose with -m")
-        if (root := home() / "models" / reference).joinpath(MANIFEST).is_file():
-            return Pack.read(root)
+        if (root := home() / "models" / reference).is_dir():
+            return _folder(root)
     path = Path(reference).expanduser()
     if path.is_file() and (path.name == MANIFEST or path.suffix == ".gguf"):
         return Pack.read(path.parent) if path.name == MANIFEST else Pack.bare(path)
@@ -86,6 +95,60 @@ def _folder(path: Path) -> Pack:
             hint=f"turn it into a GGUF first: zephyra convert {path}",
         )
     raise ZephyraError(f"'{path}' is no model: it has neither {MANIFEST} nor config.json")
+
+
+def _from_hub(reference: str, *, offline: bool) -> Pack:
+    """The installed model that came from there; else it is pulled now, unless the network is forbidden."""
+    from zephyra_cli.hub import Reference
+
+    wanted = Reference.parse(reference)
+    for model in _installed():
+        if came_from(model.root, wanted):
+            return _folder(model.root)
+    if offline:
+        raise ZephyraError(
+            f"'{reference}' is not installed, and the network is forbidden (offline)", hint=f"zephyra pull {reference}"
+        )
+    from zephyra_cli import ui
+    from zephyra_cli.progress import Progress
+    from zephyra_cli.pull import pull
+
+    with Progress(bytes=True) as progress:
+        pulled = pull(reference, progress=progress, note=ui.note)
+    return _folder(pulled.root)
+
+
+def came_from(root: Path, wanted: Reference) -> bool:
+    """Whether an installed model is what a reference means: its repository, and the revision and file that it says."""
+    from zephyra_cli.hub import Reference
+    from zephyra_cli.install import receipt_of, source_of
+    from zephyra_cli.quantization import quantization_of
+
+    source = source_of(root)
+    if str(source.get("repository", "")).lower() != wanted.repository.lower():
+        return False
+    asked = Reference.parse(str(source.get("reference") or f"hf:{wanted.repository}"))
+    base = receipt_of(root).get("base")
+    file = str(base.get("file", "")) if isinstance(base, dict) else ""
+    stem = file.removesuffix(".gguf")
+    parts = {"", file, stem, asked.part, quantization_of(stem)}
+    known = wanted.part in parts or wanted.part.upper() in parts
+    return known and wanted.revision in (None, source.get("commit"), asked.revision)
+
+
+def contents() -> dict[str, Path]:
+    """All files of the installed models and adapters by their sha256, as their manifests say."""
+    from zephyra_cli.install import RECEIPT, receipt_of
+
+    found = {}
+    roots = [model.root for model in _installed()]
+    roots += [path.parent for kind in ("models", "adapters") for path in (home() / kind).glob(f"[!.]*/{RECEIPT}")]
+    for root in roots:
+        files = receipt_of(root).get("files")
+        for name, record in files.items() if isinstance(files, dict) else ():
+            if isinstance(record, dict) and isinstance(digest := record.get("sha256"), str):
+                found[digest] = root / name
+    return found
 
 
 def remove(name: str) -> Installed:
@@ -121,6 +184,5 @@ def verify(pack: Pack) -> list[str]:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             if digest != record.sha256:
                 wrong.append(f"{name}: sha256 {digest}, the manifest says {record.sha256}")
-    used = [pack.base, *(adapter.file for adapter in pack.adapters.values()), pack.router_file, pack.draft or ""]
-    wrong += [f"{name}: used, but the manifest has no hash of it" for name in used if name and name not in pack.files]
+    wrong += [f"{name}: used, but the manifest has no hash of it" for name in pack.used if name not in pack.files]
     return wrong

@@ -14,6 +14,7 @@ from typing import Any
 
 from zephyra_converters.gguf_header import GGUFHeader, read_header
 from zephyra_converters.gguf_shapes import CLASSIFIERS, DECODERS, Architecture, tensor_faults
+from zephyra_converters.gguf_split import joined, shard_paths
 from zephyra_fusion.errors import ZephyraError, did_you_mean
 
 _NO_VOCABULARY = ("none", "no_vocab")
@@ -21,7 +22,15 @@ _NO_VOCABULARY = ("none", "no_vocab")
 
 def check_model(path: Path | str) -> GGUFHeader:
     """The header of a language model that llama.cpp can load and run; ZephyraError names everything that is wrong."""
-    return _check(read_header(path), DECODERS, "language model")
+    header = read_header(path)
+    if shards := shard_paths(header):
+        header = joined([header, *map(read_header, shards[1:])])
+    return check_header(header)
+
+
+def check_header(header: GGUFHeader) -> GGUFHeader:
+    """As `check_model`, for a header that was read elsewhere."""
+    return _check(header, DECODERS, "language model")
 
 
 def check_classifier(path: Path | str) -> GGUFHeader:

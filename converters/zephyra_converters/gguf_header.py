@@ -107,6 +107,22 @@ class GGUFHeader:
         return [item.decode("utf-8", "replace") for item in self.metadata.get(key, ())]
 
 
+def parse_header(data: bytes, size: int, path: Path) -> GGUFHeader | None:
+    """The header of a GGUF file of `size` bytes that begins with `data`; None if it goes on after them.
+
+    ZephyraError: not GGUF, or damaged; the message names `path`.
+    """
+    try:
+        return _Parser(path, size, data).header()
+    except (_RunOut, StructError):
+        if len(data) >= min(size, _MAX_HEADER):
+            raise ZephyraError(
+                f"{path} is damaged: its header does not end within {len(data)} bytes",
+                hint="the file is cut short or corrupted; fetch or convert it again",
+            ) from None
+        return None
+
+
 def read_header(path: Path | str) -> GGUFHeader:
     """The header of the GGUF file at `path`. ZephyraError: not there, not GGUF, cut short, or damaged."""
     path = Path(path)
@@ -114,19 +130,12 @@ def read_header(path: Path | str) -> GGUFHeader:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             data = file.read(_FIRST_READ)
-            while True:
-                try:
-                    return _Parser(path, size, data).header()
-                except (_RunOut, StructError):
-                    if len(data) >= min(size, _MAX_HEADER):
-                        raise ZephyraError(
-                            f"{path} is damaged: its header does not end within {len(data)} bytes",
-                            hint="the file is cut short or corrupted; fetch or convert it again",
-                        ) from None
-                    more = file.read(7 * len(data))  # eightfold each time, so that re-reading stays cheap
-                    if not more:
-                        size = len(data)  # it shrank under us
-                    data += more
+            while (header := parse_header(data, size, path)) is None:
+                more = file.read(7 * len(data))  # eightfold each time, so that re-reading stays cheap
+                if not more:
+                    size = len(data)  # it shrank under us
+                data += more
+            return header
     except OSError as error:
         raise ZephyraError(f"cannot read {path}: {error.strerror or error}") from None
 

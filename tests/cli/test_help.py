@@ -19,6 +19,7 @@ COMMANDS = [
     "log delete",
     "replay",
     "route",
+    "pull",
     "models",
     "models show",
     "models remove",

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.cli.conftest import home, tiny_pack, zephyra
 from tests.hub.server import Hub, serve
+from zephyra_cli import hub as hub_module
+from zephyra_cli.pull import Pulled, pull
+
+__all__ = ["home", "tiny_pack", "zephyra"]  # fixtures of the command line's tests
 
 
 @pytest.fixture
@@ -32,3 +38,21 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         yield running
+
+
+@pytest.fixture
+def pulled() -> Callable[..., Pulled]:
+    """function(reference, **options) -> Pulled: a pull inside this process; its notes are in `.notes`."""
+    notes: list[str] = []
+
+    def pulled(reference: str, **options: Any) -> Pulled:
+        return pull(reference, progress=lambda done, total, text: None, note=notes.append, **options)
+
+    pulled.notes = notes  # type: ignore[attr-defined]
+    return pulled
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No time is lost between two tries."""
+    monkeypatch.setattr(hub_module, "FIRST_WAIT_S", 0.001)

@@ -1,0 +1,249 @@
+"""The Hugging Face Hub, through huggingface-hub: what a reference means there, what a repository holds, and why not.
+
+Its endpoint (`HF_ENDPOINT`), its token and its offline switch are huggingface-hub's own. Nothing here writes a file.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from zephyra_fusion.errors import ZephyraError
+
+TIMEOUT_S = 15.0  # without a byte from the hub
+ATTEMPTS = 6  # in a row without any progress
+FIRST_WAIT_S = 0.5  # between two of them; each time it doubles
+LONGEST_WAIT_S = 120.0  # that a server may ask for
+_PASSING = {408, 425, 429, 500, 502, 503, 504}
+_REFERENCE = re.compile(r"hf:(?P<repository>[^/@:]+/[^/@:]+)(?:@(?P<revision>[^:]+))?(?::(?P<part>.+))?")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """`hf:owner/name[@revision][:quant-or-file]`."""
+
+    repository: str
+    revision: str | None = None
+    part: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Reference:
+        """ZephyraError: it is none."""
+        match = _REFERENCE.fullmatch(text)
+        if match is None:
+            raise ZephyraError(
+                f"'{text}' is no reference to the hub",
+                hint="hf:owner/name, hf:owner/name@revision, hf:owner/name:Q4_K_M",
+            )
+        from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+        try:
+            validate_repo_id(match["repository"])
+        except HFValidationError:
+            raise ZephyraError(
+                f"'{match['repository'][:100]}' cannot be the name of a repository",
+                hint="owner/name, of letters, digits, '-', '_' and '.', each at most 96 characters",
+            ) from None
+        return cls(match["repository"], match["revision"], match["part"] or "")
+
+    def __str__(self) -> str:
+        revision, part = self.revision and f"@{self.revision}", self.part and f":{self.part}"
+        return f"hf:{self.repository}{revision or ''}{part}"
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of a repository at one commit. `digest`: its sha256, or, small ones, git's sha1 ("git:…")."""
+
+    name: str
+    size: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository at one commit, as the hub describes it."""
+
+    name: str
+    commit: str
+    files: Mapping[str, RemoteFile]
+    license: str = ""
+    base: str = ""  # the repository of the base that an adapter says it was trained on
+
+    def url(self, file: str) -> str:
+        from huggingface_hub import constants, hf_hub_url
+
+        return hf_hub_url(self.name, file, revision=self.commit, endpoint=constants.ENDPOINT)
+
+
+def look_up(reference: Reference) -> Repository:
+    """What the hub holds under a reference now. ZephyraError: nothing, or nothing for us; the hint says what to do."""
+    from huggingface_hub import HfApi
+
+    def ask() -> Any:
+        return HfApi().model_info(
+            reference.repository, revision=reference.revision or "main", files_metadata=True, timeout=TIMEOUT_S
+        )
+
+    with explained(reference):
+        info = patiently(ask, attempts=3)
+    card = info.card_data.to_dict() if info.card_data else {}
+    files = {file.name: file for file in map(_remote_file, info.siblings or ())}
+    return Repository(info.id, info.sha, files, license=_text(card.get("license")), base=_text(card.get("base_model")))
+
+
+def _remote_file(sibling: Any) -> RemoteFile:
+    digest = sibling.lfs.sha256 if sibling.lfs else f"git:{sibling.blob_id}"
+    size = sibling.lfs.size if sibling.lfs else sibling.size
+    if not isinstance(size, int) or size < 0 or not re.fullmatch(r"[0-9a-f]{64}|git:[0-9a-f]{40}", digest or ""):
+        raise ZephyraError(f"the hub does not say size and hash of '{sibling.rfilename}'")
+    return RemoteFile(sibling.rfilename, size, digest)
+
+
+def _text(value: Any) -> str:
+    """A field of a model card: a text, or the first of a list."""
+    value = value[0] if isinstance(value, list) and value else value
+    return value[:200] if isinstance(value, str) else ""
+
+
+class Patience:
+    """Forgives errors that pass, a limited number of times in a row, and waits longer each time."""
+
+    def __init__(self, attempts: int = ATTEMPTS, sleep: Callable[[float], Any] = time.sleep) -> None:
+        self.attempts, self._left, self._sleep = attempts, attempts, sleep
+
+    def renew(self) -> None:
+        """There was progress."""
+        self._left = self.attempts
+
+    def forgive(self, error: Exception) -> None:
+        """Wait and return, or raise the error."""
+        self._left -= 1
+        asked = _asked_to_wait(error)
+        if not _passes(error) or self._left <= 0 or asked > LONGEST_WAIT_S:
+            raise error
+        self._sleep(max(asked, FIRST_WAIT_S * 2 ** (self.attempts - self._left - 1)))
+
+
+def patiently(call: Callable[[], T], attempts: int = ATTEMPTS) -> T:
+    """The call's result; errors that pass are waited out."""
+    patience = Patience(attempts)
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            patience.forgive(error)
+
+
+def _passes(error: Exception) -> bool:
+    import httpx2
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(error, HfHubHTTPError):
+        status, url = error.response.status_code, str(error.response.url)
+        expired = status == 403 and not url.startswith(constants.ENDPOINT)  # a signed address of the CDN
+        return status in _PASSING or expired
+    return isinstance(error, httpx2.TransportError) and not isinstance(error, httpx2.UnsupportedProtocol)
+
+
+def _asked_to_wait(error: Exception) -> float:
+    """Seconds that the server wants us to wait (`Retry-After`, `RateLimit`)."""
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    after = str(headers.get("retry-after", ""))
+    limit = re.search(r"r\s*=\s*0\s*;\s*t\s*=\s*(\d+)", str(headers.get("ratelimit", "")))
+    return float(after) if after.isdigit() else float(limit[1]) if limit else 0.0
+
+
+@contextmanager
+def explained(reference: Reference) -> Iterator[None]:
+    """Errors of the hub and of the way to it as errors that a user can act upon."""
+    import httpx2
+    from huggingface_hub import constants, errors
+
+    repository, endpoint = reference.repository, constants.ENDPOINT
+    login = "log in with `hf auth login`, or set HF_TOKEN"
+    try:
+        yield
+    except errors.GatedRepoError:
+        where = f"accept its terms at {endpoint}/{repository}, then {login}"
+        raise ZephyraError(
+            f"'{repository}' is gated: it is given only to users who were admitted", hint=where
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise ZephyraError(
+            f"there is no repository '{repository}' on {endpoint}, or it is private", hint=_nearest(repository, login)
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise ZephyraError(
+            f"'{repository}' has no revision '{reference.revision}'", hint=_revisions(reference)
+        ) from None
+    except errors.RemoteEntryNotFoundError as error:
+        raise ZephyraError(f"'{repository}' lacks a file that it lists: {error.response.url}") from None
+    except errors.OfflineModeIsEnabled:
+        raise ZephyraError(
+            f"'{reference}' is on the hub, and the network is forbidden (HF_HUB_OFFLINE)", hint="unset HF_HUB_OFFLINE"
+        ) from None
+    except errors.HfHubHTTPError as error:
+        raise _refused(error, login) from None
+    except httpx2.TimeoutException:
+        raise ZephyraError(f"{endpoint} does not answer", hint="try again; what arrived is kept") from None
+    except httpx2.TransportError as error:
+        reason = str(error) or type(error).__name__
+        certificate = "CERTIFICATE" in reason.upper()
+        hint = "is this machine's clock right?" if certificate else "is there a network? (HF_ENDPOINT, HTTPS_PROXY)"
+        raise ZephyraError(f"cannot reach {endpoint}: {reason}", hint=f"{hint}; what arrived is kept") from None
+
+
+def _refused(error: Any, login: str) -> ZephyraError:
+    status, server = error.response.status_code, (error.server_message or "").strip()
+    said = f" ({server[:200]})" if server else ""
+    where = f"{error.response.url.scheme}://{error.response.url.netloc.decode()}"
+    if status == 401:
+        return ZephyraError(f"{where} does not accept the token{said}", hint=login)
+    if status == 403:
+        return ZephyraError(f"{where} forbids it{said}", hint=f"has the token the right to it? {login}")
+    if status == 429:
+        wait = _asked_to_wait(error)
+        soon = f"in {wait:.0f} seconds" if wait else "later"
+        return ZephyraError(f"{where} has had too many requests{said}", hint=f"try again {soon}; what arrived is kept")
+    hint = "that is the server's fault; try again later, what arrived is kept" if status >= 500 else None
+    return ZephyraError(f"{where} answers {status} {error.response.reason_phrase}{said}", hint=hint)
+
+
+def _nearest(repository: str, login: str) -> str:
+    """Names like it that the hub has."""
+    import difflib
+
+    from huggingface_hub import HfApi
+
+    owner, name = repository.split("/")
+    words = [name, *re.split(r"[-_.]", name)[:2]]
+    found: dict[str, None] = {}
+    try:
+        for asked in ({"author": owner}, *({"search": word} for word in words)):
+            found |= dict.fromkeys(model.id for model in HfApi().list_models(**asked, limit=50))  # type: ignore[arg-type]
+    except Exception:  # only a hint
+        return f"check the name; if it is private, {login}"
+    near = difflib.get_close_matches(repository.lower(), [name.lower() for name in found], n=3, cutoff=0.6)
+    names = [f"'{name}'" for name in found if name.lower() in near]
+    meant = f"did you mean {' or '.join(names)}? " if names else ""
+    return f"{meant}If it is private, {login}"
+
+
+def _revisions(reference: Reference) -> str | None:
+    from huggingface_hub import HfApi
+
+    from zephyra_fusion.errors import did_you_mean
+
+    try:
+        refs = HfApi().list_repo_refs(reference.repository)
+    except Exception:  # only a hint
+        return None
+    return did_you_mean(reference.revision or "", [ref.name for ref in (*refs.branches, *refs.tags)])

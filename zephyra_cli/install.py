@@ -1,0 +1,160 @@
+"""How fetched files become a model under its name: names that are safe everywhere, a place, one rename at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from zephyra_cli.disk import lock, writable
+from zephyra_cli.download import folder
+from zephyra_cli.pack import MANIFEST, load_manifest, safe_path
+from zephyra_cli.settings import DEFAULT_MODEL, home
+from zephyra_fusion.errors import ZephyraError
+
+RECEIPT = ".pulled.json"  # of a checkpoint or an adapter, what a manifest is to a pack: where it is from, and hashes
+_LONGEST, _LONGEST_PATH = 200, 1000  # bytes of a name, and of a path
+_DEVICES = re.compile(r"(?i)(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?")
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Names of a repository that may become paths here, on any system. ZephyraError names the first that may not."""
+    seen: dict[str, str] = {}
+    for name in names:
+        safe_path(name)
+        parts = PurePosixPath(name).parts
+        shown = name if len(name) <= 80 else name[:80] + "…"
+        if any(len(part.encode(errors="replace")) > _LONGEST for part in parts) or len(name) > _LONGEST_PATH:
+            raise ZephyraError(f"path '{shown}' is too long: at most {_LONGEST} bytes a name, {_LONGEST_PATH} in all")
+        if not name.isprintable() or any(_DEVICES.fullmatch(part) or part.endswith((".", " ")) for part in parts):
+            raise ZephyraError(f"path '{shown}' cannot be a file's name on every system")
+        if parts[0] == ".git" or set(name) & set('<>"|?*'):
+            raise ZephyraError(f"path '{shown}' cannot be a file's name on every system")
+        for depth in range(1, len(parts) + 1):
+            path = "/".join(parts[:depth])
+            kind = "file" if depth == len(parts) else "folder"
+            other = seen.setdefault(_folded(path), f"{kind} {path}")
+            if other != f"{kind} {path}" or (kind == "file" and path in seen.values()):
+                raise ZephyraError(f"'{path}' and '{other.partition(' ')[2]}' are the same name on some file systems")
+
+
+def _folded(path: str) -> str:
+    """What Windows and macOS compare."""
+    return unicodedata.normalize("NFC", path).casefold()
+
+
+def place(kind: str, wanted: str | None, named: str, repository: str, reference: str) -> Path:
+    """The folder where it shall lie: under `wanted`, else under its own name, else that with its owner before it.
+
+    ZephyraError: `wanted` cannot be a name, or is taken by something from elsewhere.
+    """
+    models = home() / ("adapters" if kind == "adapter" else "models")
+    if wanted is not None:
+        if not re.fullmatch(r"\w[\w.-]{0,95}", wanted) or _DEVICES.fullmatch(wanted) or wanted.endswith("."):
+            raise ZephyraError(f"'{wanted[:100]}' cannot be a model's name", hint="letters, digits, '-', '_' and '.'")
+        if not _ours(models, wanted, repository):
+            raise ZephyraError(f"'{wanted}' is the name of another model", hint=f"zephyra models show {wanted}")
+        return models / wanted
+    plain = re.sub(r"[^\w.-]+", "-", named).strip(".-")[:90] or "model"
+    long = f"{repository.split('/')[0]}--{plain}"
+    for name in (plain, long):
+        if name != DEFAULT_MODEL and not _DEVICES.fullmatch(name) and _ours(models, name, repository):
+            return models / name
+    raise ZephyraError(
+        f"'{plain}' and '{long}' are names of other models", hint=f"zephyra pull {reference} --name NAME"
+    )
+
+
+def _ours(models: Path, name: str, repository: str) -> bool:
+    """Nothing lies under the name, in any case of its letters, or what lies there is of the same repository."""
+    same = [path for path in models.iterdir() if _folded(path.name) == _folded(name)] if models.is_dir() else []
+    return not same or (same[0].name == name and source_of(same[0]).get("repository") == repository)
+
+
+def source_of(root: Path) -> Mapping[str, Any]:
+    """Where an installed folder came from: repository, commit, reference; empty where it was not pulled."""
+    source = receipt_of(root).get("source")
+    return source if isinstance(source, dict) else {}
+
+
+def receipt_of(root: Path) -> Mapping[str, Any]:
+    """The manifest of a pack, or the receipt of a pulled checkpoint or adapter; empty where there is none."""
+    for name in (MANIFEST, RECEIPT):
+        if (root / name).is_file():
+            try:
+                return load_manifest(root / name)
+            except ZephyraError:
+                return {}
+    return {}
+
+
+def install(root: Path, files: Mapping[str, Path], record: Mapping[str, Any], note: Callable[[str], None]) -> None:
+    """Link the files into a new folder, write the record last, and give the folder its name. What stood there goes."""
+    check_names(files)
+    receipt = MANIFEST if record.get("format") else RECEIPT
+    new, old = root.with_name(f".{root.name}.new"), root.with_name(f".{root.name}.old")
+    uses = Counter(files.values())
+    with writable(root.parent), lock(folder() / "install.lock", note):
+        root.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _drop(new)
+            new.mkdir()
+            for name, path in files.items():
+                (new / name).parent.mkdir(parents=True, exist_ok=True)
+                _settle(path, new / name, last=uses[path] == 1)
+                uses[path] -= 1
+            with open(new / receipt, "w", encoding="utf-8") as file:
+                json.dump(record, file, indent=2, ensure_ascii=False)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            _drop(old)
+            if root.exists() or root.is_symlink():
+                os.rename(root, old)
+            os.rename(new, root)
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            if old.exists() and not root.exists():
+                os.rename(old, root)
+            raise
+        _drop(old)
+
+
+def _settle(path: Path, target: Path, *, last: bool) -> None:
+    """A hard link; where the file system has none, the file itself, or a copy if it is needed again."""
+    try:
+        os.link(path, target)
+    except OSError:
+        if last:
+            os.replace(path, target)
+        else:
+            shutil.copyfile(path, target)
+
+
+def recover() -> None:
+    """Finish what a killed installation left: the old folder gets its name back if the new one has not got it."""
+    left = [path for kind in ("models", "adapters") for path in (home() / kind).glob(".*") if path.suffix in _STEPS]
+    if left:
+        with writable(home()), lock(folder() / "install.lock", lambda text: None):
+            for path in left:
+                root = path.with_name(path.name[1 : -len(path.suffix)])
+                if path.suffix == ".old" and path.exists() and not root.exists():
+                    os.rename(path, root)
+                else:
+                    _drop(path)
+
+
+_STEPS = (".new", ".old")
+
+
+def _drop(path: Path) -> None:
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
