@@ -106,7 +106,7 @@ def test_a_bare_gguf_is_a_base_and_nothing_else(tiny_gguf: Path) -> None:
         ("mien", "model 'mien' is not installed"),
         ("./gone", "'gone' does not exist"),
         ("gone/x.gguf", "does not exist"),
-        ("hf:owner/name", "cannot download"),
+        ("hf:owner", "no reference to the hub"),
         ("", "no such model|no model"),
     ],
 )
