@@ -63,6 +63,7 @@ FLOORS = [
     {"session", "openai", "worker"},
     {"follow", "progress", "ui"},
     {"disk", "download", "hub", "install", "pull", "pull_adapter", "quantization", "store"} | {"complete", "replay"},
+    {"proposal", "shell_keys"},
     {"chat", "line_editor", "log", "markdown", "server", "slash", "transcript"},
     {"talk"},
     {"commands"},

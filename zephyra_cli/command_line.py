@@ -16,7 +16,13 @@ from zephyra_fusion import __version__
 from zephyra_fusion.errors import did_you_mean
 
 COMMANDS = tuple(
-    "generate chat log replay route pull models domains convert train serve templates config completion doctor".split()
+    """
+    generate chat shell log replay
+    route pull models domains
+    convert train
+    serve
+    templates config completion doctor
+    """.split()
 )
 """Each is zephyra_cli/commands/NAME.py with a function (or, for a group, a Typer) of that name in it."""
 

@@ -12,6 +12,7 @@ COMMANDS = [
     "",
     "generate",
     "chat",
+    "shell",
     "log",
     "log search",
     "log show",

@@ -1,0 +1,105 @@
+"""`zephyra shell`: a command for what you want, looked at before it runs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from zephyra_cli.commands.options import (
+    SETTINGS,
+    Backend,
+    Context,
+    Device,
+    Domain,
+    Files,
+    MaxTokens,
+    Model,
+    Offline,
+    Profile,
+    Prompt,
+    Seed,
+    Stats,
+    System,
+    Temperature,
+    Threads,
+)
+
+SPECIALIST = "shell"
+SYSTEM = "Answer with one command for {shell} on {system} that does what the user wants, and nothing else."
+
+
+def shell(
+    prompt: Prompt = None,
+    model: Model = None,
+    domain: Domain = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    seed: Seed = None,
+    system: System = None,
+    file: Files = None,
+    backend: Backend = None,
+    device: Device = None,
+    threads: Threads = None,
+    context: Context = None,
+    stats: Stats = None,
+    offline: Offline = None,
+    profile: Profile = None,
+    keys: Annotated[
+        Literal["bash", "zsh", "fish"] | None,
+        typer.Option("--keys", help="Print a key binding for this shell, and nothing else."),
+    ] = None,
+) -> None:
+    """Propose a shell command.
+
+    On a terminal you edit it, run it or drop it; it runs only when you answer y. In a pipe it is printed, alone. The
+    model's shell specialist answers, where it has one.
+    """
+    options = {name: value for name, value in locals().items() if name in SETTINGS}
+    import sys
+
+    from zephyra_cli import proposal, ui
+
+    if keys is not None:
+        from zephyra_cli.shell_keys import KEYS
+
+        ui.write(KEYS[keys])
+        return
+    from zephyra_cli import settings, store
+    from zephyra_cli.engine import Answer, Engine, Request
+    from zephyra_cli.follow import follow
+    from zephyra_cli.prompt import read_prompt
+    from zephyra_fusion.types import Message
+
+    chosen = settings.load(options)
+    pack = store.find(chosen.model, offline=chosen.offline)
+    params = chosen.sampling(pack.generation)
+    question = Message("user", read_prompt(prompt, file or ()))
+    trained = SPECIALIST in pack.adapters  # on bare requests: a system prompt would only be new to it
+    system = chosen.system or (None if trained else _system())
+    messages = (Message("system", system), question) if system else (question,)
+    engine = Engine.open(pack, context=chosen.context, threads=chosen.threads, device=chosen.device)
+    who = chosen.domain or (SPECIALIST if trained else None)
+    answers: list[Answer] = []
+
+    def keep(event: str | Answer) -> None:
+        if isinstance(event, Answer):
+            answers.append(event)
+
+    follow(engine.generate(Request(messages=messages, params=params, domain=who)), keep, stats=chosen.stats)
+    command = proposal.command_in(answers[-1].text)
+    if not all(ui.is_terminal(stream) for stream in (sys.stdin, sys.stdout, sys.stderr)):
+        ui.write(command + "\n")
+    elif (wanted := proposal.decide(command)) is not None:
+        proposal.run(wanted)
+    else:
+        ui.note("not run")
+
+
+def _system() -> str:
+    import platform
+    from pathlib import Path
+
+    from zephyra_cli.proposal import user_shell
+
+    return SYSTEM.format(shell=Path(user_shell()).name, system=platform.system())
