@@ -6,7 +6,9 @@ from collections.abc import Callable, Generator
 
 from zephyra_cli import ui
 from zephyra_cli.engine import Answer
+from zephyra_cli.progress import Waiting
 from zephyra_fusion.errors import ZephyraError
+from zephyra_fusion.types import Route
 
 
 def follow(
@@ -23,9 +25,11 @@ def follow(
     """
     interruption: KeyboardInterrupt | None = None
     failure: ZephyraError | OSError | None = None
+    waiting = Waiting("reading the prompt")
     try:
         while (event := next(events, None) if interruption is None else events.throw(interruption)) is not None:
             interruption = None
+            waiting.end()
             try:
                 if failure is None:
                     show(event)
@@ -40,6 +44,8 @@ def follow(
     except KeyboardInterrupt:
         if failure is None:
             raise
+    finally:
+        waiting.end()
     if failure is not None:
         raise failure
 
@@ -53,17 +59,28 @@ def show_text(event: str | Answer) -> None:
 
 
 def show_figures(answer: Answer) -> None:
-    """One line on standard error: who answered, what it cost."""
+    """One line on standard error: who answered and why, and what each step cost."""
+    ui.note(figures(answer))
+
+
+def figures(answer: Answer) -> str:
     usage, route = answer.usage, answer.route
-    who = "+".join(f"{name}={weight:g}" for name, weight in answer.weights.items()) or "base"
-    figures = [who, f"{usage.prompt_tokens} tokens in ({usage.cached_tokens} cached)", f"{usage.completion_tokens} out"]
-    if route is not None:
-        figures.append(f"router {route.router_ms:.1f} ms")
-    figures += [
+    who = ",".join(f"{name}={weight:g}" for name, weight in answer.weights.items()) or "base"
+    who = who.removesuffix("=1") if len(answer.weights) == 1 else who
+    parts = [who] if route is None else [f"router {route.router_ms:.1f} ms", f"{who} ({_share(route)})"]
+    parts += [
         f"load {answer.load_ms:.0f} ms",
         f"switch {answer.switch_ms:.1f} ms",
+        f"{usage.prompt_tokens - usage.cached_tokens} of {usage.prompt_tokens} prompt tokens read",
         f"first token {usage.first_token_ms:.1f} ms",
-        f"{usage.decode_tokens_per_second:.0f} tokens/s",
-        answer.finish_reason,
+        f"{usage.completion_tokens} tokens, {usage.decode_tokens_per_second:.0f} tokens/s",
     ]
-    ui.note(" · ".join(figures))
+    if usage.drafted:
+        share = usage.accepted / usage.drafted
+        parts.append(f"{usage.accepted} of {usage.drafted} drafted tokens accepted ({share:.0%})")
+    return " · ".join([*parts, answer.finish_reason])
+
+
+def _share(route: Route) -> str:
+    """What the router gave to whom it chose, in per cent."""
+    return f"{100 * route.probabilities.get(route.domain, 0.0):.0f} %"

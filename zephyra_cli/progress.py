@@ -1,9 +1,10 @@
-"""Progress of long work, on standard error: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of long work, on standard error: a bar or a line that is gone afterwards on a terminal, else little."""
 
 from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -11,6 +12,7 @@ from zephyra_cli import ui
 from zephyra_cli.text import visible
 
 LINE_EVERY_S = 30.0
+PATIENCE_S = 1.0  # what takes longer is said
 
 
 class Progress:
@@ -75,3 +77,43 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+class Waiting:
+    """Says on a terminal what takes longer than a second, and for how long already; `end` takes the line away."""
+
+    def __init__(self, text: str) -> None:
+        self._thread = None
+        if ui.fancy(sys.stderr):
+            import threading
+
+            self._text, self._over = visible(text), threading.Event()
+            self._thread = threading.Thread(target=self._tell, daemon=True)
+            self._thread.start()
+
+    def __enter__(self) -> Waiting:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
+
+    def end(self) -> None:
+        if self._thread is not None:
+            thread, self._thread = self._thread, None
+            self._over.set()
+            thread.join()
+
+    def _tell(self) -> None:
+        start, shown = time.monotonic(), False
+        while not self._over.wait(PATIENCE_S):
+            shown = True
+            self._write(f"\r\x1b[K{self._text} … {time.monotonic() - start:.0f} s")
+        if shown:
+            self._write("\r\x1b[K")
+
+    def _write(self, text: str) -> None:
+        with suppress(OSError, ValueError):  # the terminal went away
+            sys.stderr.write(text)
+            sys.stderr.flush()

@@ -29,7 +29,7 @@ def test_each_line_of_a_pipe_is_a_turn(zephyra: Run, tiny_pack: Path) -> None:
 def test_a_conversation_goes_on(zephyra: Run, tiny_pack: Path) -> None:
     first = zephyra("chat", "-m", tiny_pack, "-n", 4, "--stats", stdin=b"one\ntwo")
     again = zephyra("chat", "-m", tiny_pack, "-n", 4, "--stats", "-c", stdin=b"three")
-    tokens = [int(n) for n in re.findall(rb"(\d+) tokens in", first.stderr + again.stderr)]
+    tokens = [int(n) for n in re.findall(rb"of (\d+) prompt tokens", first.stderr + again.stderr)]
     assert tokens == sorted(set(tokens)) and len(tokens) == 3, "each prompt holds the turns before"
     assert b"3 turns" in zephyra("chat", "--list").stdout
     assert zephyra("chat", "-m", tiny_pack, "--id", 9).returncode == 1

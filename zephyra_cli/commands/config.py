@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -29,7 +30,7 @@ def show(context: typer.Context, profile: Profile = None, json: Json = False) ->
         ui.write_json({"settings": values, "file": str(path), "profiles": profiles})
         return
     rows = [(name, _shown(value), source) for name, (value, source) in found.items()]
-    ui.write(ui.table([("SETTING", "VALUE", "FROM"), *rows]))
+    ui.write(ui.table([("SETTING", "VALUE", "FROM"), *rows], width=ui.columns(sys.stdout)))
 
 
 @config.command()

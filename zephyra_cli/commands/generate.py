@@ -94,6 +94,7 @@ def generate(
     from zephyra_cli import settings, store
     from zephyra_cli.engine import Engine, Request
     from zephyra_cli.follow import follow, show_text
+    from zephyra_cli.progress import Waiting
     from zephyra_cli.prompt import read_prompt
     from zephyra_cli.structure import structured
     from zephyra_fusion.types import Message
@@ -117,7 +118,8 @@ def generate(
     text = read_prompt(prompt, file or (), optional=stored is not None and not stored.takes_input)
     question = Message("user", stored.render(text) if stored else text)
     messages = (question,) if raw or not chosen.system else (Message("system", chosen.system), question)
-    engine = Engine.open(pack, context=chosen.context, threads=chosen.threads, device=chosen.device)
+    with Waiting(f"loading {pack.name}"):
+        engine = Engine.open(pack, context=chosen.context, threads=chosen.threads, device=chosen.device)
     request = Request(messages=messages, params=params, raw=raw, domain=chosen.domain, stop=tuple(stop or ()))
     show = _show_json if json else _show_json_lines if stream_json else _show_code if extract else show_text
 

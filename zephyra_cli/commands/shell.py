@@ -68,6 +68,7 @@ def shell(
     from zephyra_cli import settings, store
     from zephyra_cli.engine import Answer, Engine, Request
     from zephyra_cli.follow import follow
+    from zephyra_cli.progress import Waiting
     from zephyra_cli.prompt import read_prompt
     from zephyra_fusion.types import Message
 
@@ -78,15 +79,20 @@ def shell(
     trained = SPECIALIST in pack.adapters  # on bare requests: a system prompt would only be new to it
     system = chosen.system or (None if trained else _system())
     messages = (Message("system", system), question) if system else (question,)
-    engine = Engine.open(pack, context=chosen.context, threads=chosen.threads, device=chosen.device)
+    with Waiting(f"loading {pack.name}"):
+        engine = Engine.open(pack, context=chosen.context, threads=chosen.threads, device=chosen.device)
     who = chosen.domain or (SPECIALIST if trained else None)
     answers: list[Answer] = []
 
-    def keep(event: str | Answer) -> None:
-        if isinstance(event, Answer):
-            answers.append(event)
+    def keep(answer: Answer) -> None:
+        from zephyra_cli.log import keep_answer
 
-    follow(engine.generate(Request(messages=messages, params=params, domain=who)), keep, stats=chosen.stats)
+        answers.append(answer)
+        if chosen.log:
+            keep_answer(question.content, system, answer, pack)
+
+    events = engine.generate(Request(messages=messages, params=params, domain=who))
+    follow(events, lambda event: None, stats=chosen.stats, keep=keep)
     command = proposal.command_in(answers[-1].text)
     if not all(ui.is_terminal(stream) for stream in (sys.stdin, sys.stdout, sys.stderr)):
         ui.write(command + "\n")
