@@ -8,17 +8,14 @@ every column. `auto` takes, prompt by prompt, what the router decides; its yards
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
-from likelihood import Example, Loss, examples, loss, total
 from report import Report, progress
-from subject import CHAT, Subject, arguments
+from subject import Subject, arguments
 
-if TYPE_CHECKING:
-    from zephyra_cli.engine import Engine
-
-BASE, AUTO = "base", "auto"
-Mix = tuple[tuple[str, float], ...]
+from zephyra_cli.domain import AUTO
+from zephyra_cli.evaluation import BASE, perplexities
+from zephyra_cli.held_out import CHAT
+from zephyra_cli.likelihood import Loss, total
 
 
 def main() -> None:
@@ -26,38 +23,11 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=150, help="records of a domain (default: %(default)s)")
     options = parser.parse_args()
     subject = Subject.of(options)
-    pack, engine = subject.pack, subject.engine()
-    for name, adapter in pack.adapters.items():
-        engine.backend.add_adapter(name, pack.path(adapter.file))
-    report = Report("adapters", f"{pack.name}, {options.limit} records a domain")
-    columns: dict[str, Mix] = {BASE: (), **{name: ((name, 1.0),) for name in pack.adapters}}
-    matrix: dict[str, dict[str, Loss]] = {}
-    for domain in [*subject.own_domains, CHAT]:
-        records = subject.valid(domain, options.limit)
-        progress(f"{domain}: {len(records)} records, {len(columns)} columns")
-        asked = examples(records, pack, engine.backend)
-        by_mix = {mix: _losses(engine, mix, asked) for mix in columns.values()}
-        matrix[domain] = {name: total(by_mix[mix]) for name, mix in columns.items()}
-        if pack.router is not None:
-            decided = [tuple(engine.route(record["prompt"]).weights.items()) for record in records]
-            matrix[domain][AUTO] = _chosen(engine, decided, asked, by_mix)
+    report = Report("adapters", f"{subject.pack.name}, {options.limit} records a domain")
+    records = {domain: subject.valid(domain, options.limit) for domain in [*subject.own_domains, CHAT]}
+    matrix = perplexities(subject.engine(), records, progress=lambda done, all, text: progress(f"{done}/{all} {text}"))
     _show(report, matrix)
     report.finish(options.json)
-
-
-def _losses(engine: Engine, mix: Mix, asked: Sequence[Example]) -> list[Loss]:
-    engine.backend.set_adapters(dict(mix))
-    return [loss(engine.backend, example) for example in asked]
-
-
-def _chosen(
-    engine: Engine, decided: Sequence[Mix], asked: Sequence[Example], by_mix: Mapping[Mix, Sequence[Loss]]
-) -> Loss:
-    """Every example under the mix that was decided for it; mixes without a column are computed."""
-    sum_of = Loss()
-    for index, (mix, example) in enumerate(zip(decided, asked, strict=True)):
-        sum_of += by_mix[mix][index] if mix in by_mix else _losses(engine, mix, [example])[0]
-    return sum_of
 
 
 def _show(report: Report, matrix: Mapping[str, Mapping[str, Loss]]) -> None:

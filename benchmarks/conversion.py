@@ -13,9 +13,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from likelihood import Example, Loss, examples, logits_from, loss, total
 from report import Report, progress
-from subject import CHAT, Subject, arguments
+from subject import Subject, arguments
+
+from zephyra_cli.held_out import CHAT
+from zephyra_cli.likelihood import Example, Loss, examples, logits_from, loss, total
 
 if TYPE_CHECKING:
     from zephyra_cli.backends.llama import LlamaBackend

@@ -16,15 +16,18 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from report import Report
-from scorers.calibration import expected_calibration_error
 from scorers.perturbation import with_suffix, with_typos
-from subject import CHAT, Subject, arguments
+from subject import Subject, arguments
+
+from zephyra_cli.evaluation import Routing, abstained, share
+from zephyra_cli.held_out import CHAT, question
+from zephyra_fusion.router import NONE
 
 if TYPE_CHECKING:
     from zephyra_cli.engine import Engine
     from zephyra_fusion.types import Route
 
-NONE, OUTSIDE = "none", "(no domain)"
+OUTSIDE = "(no domain)"
 PROMPT_TOKENS = 128
 
 
@@ -36,63 +39,41 @@ def main() -> None:
     subject = Subject.of(options)
     report = Report("router", f"{subject.pack.name}, threshold {subject.pack.router and subject.pack.router.threshold}")
     engine = subject.engine()
-    prompts = {domain: _prompts(subject, domain, options.limit) for domain in [*subject.domains, CHAT]}
-    routes = {name: [engine.route(prompt) for prompt in listed] for name, listed in prompts.items()}
-    outside = [engine.route(prompt) for prompt in subject.out_of_domain()]
-    chat = routes.pop(CHAT)
-    _accuracy(report, routes, chat)
-    _abstention(report, routes, chat, outside)
-    _confusion(report, {**routes, CHAT: chat, OUTSIDE: outside})
-    _robustness(report, engine, {domain: prompts[domain] for domain in routes}, routes)
+    routing = Routing.of(engine, subject.held_out, options.limit)
+    names = [*routing.routes, CHAT]
+    prompts = {name: [question(record) for record in subject.valid(name, options.limit)] for name in names}
+    _accuracy(report, routing)
+    _abstention(report, routing)
+    _confusion(report, routing)
+    _robustness(report, engine, {domain: prompts[domain] for domain in routing.routes}, routing.routes)
     _size(report, subject)
     _latency(report, engine, [text for listed in prompts.values() for text in listed], options.runs)
     report.finish(options.json)
 
 
-def _prompts(subject: Subject, domain: str, limit: int | None) -> list[str]:
-    return [record["prompt"] for record in subject.valid(domain, limit)]
+def _accuracy(report: Report, routing: Routing) -> None:
+    report.figure("accuracy", "prompts to their own domain", routing.accuracy, unit="%", at_least=0.97)
+    right = routing.by_domain
+    worst = min(right, key=lambda domain: right[domain])
+    report.figure("accuracy_worst", f"  the worst domain ({worst})", right[worst], unit="%")
+    report.figure("chat_to_base", "chat to the base", share([r.domain == NONE for r in routing.chat]), unit="%")
+    error = routing.calibration_error(chat=False)
+    report.figure("ece", "calibration error (15 bins), domains", error, at_most=0.03)
+    error = routing.calibration_error(chat=True)
+    report.figure("ece_chat", "calibration error, domains and chat", error, at_most=0.03)
 
 
-def _accuracy(report: Report, routes: Mapping[str, Sequence[Route]], chat: Sequence[Route]) -> None:
-    right = {domain: [route.domain == domain for route in listed] for domain, listed in routes.items()}
-    everything = [verdict for verdicts in right.values() for verdict in verdicts]
-    report.figure("accuracy", "prompts to their own domain", share(everything), unit="%", at_least=0.97)
-    worst = min(right, key=lambda domain: share(right[domain]))
-    report.figure("accuracy_worst", f"  the worst domain ({worst})", share(right[worst]), unit="%")
-    report.figure("chat_to_base", "chat to the base", share([route.domain == NONE for route in chat]), unit="%")
-    for key, text, groups in (
-        ("ece", "calibration error (15 bins), domains", routes),
-        ("ece_chat", "calibration error, domains and chat", {**routes, NONE: chat}),
-    ):
-        tops = [(domain, *_top(route)) for domain, listed in groups.items() for route in listed]
-        error = expected_calibration_error([p for _, _, p in tops], [label == domain for domain, label, _ in tops])
-        report.figure(key, text, error, at_most=0.03)
-
-
-def _top(route: Route) -> tuple[str, float]:
-    """The likeliest label and its calibrated probability, whatever the threshold makes of it."""
-    return max(route.probabilities.items(), key=lambda item: item[1])
-
-
-def _abstention(
-    report: Report, routes: Mapping[str, Sequence[Route]], chat: Sequence[Route], outside: Sequence[Route]
-) -> None:
-    def abstained(listed: Sequence[Route]) -> float:
-        return share([route.abstained for route in listed])
-
-    inside = [route for listed in routes.values() for route in listed]
-    report.figure("ood_abstained", "out of domain to the base", abstained(outside), unit="%", at_least=0.80)
-    together = abstained([*outside, *chat])
+def _abstention(report: Report, routing: Routing) -> None:
+    report.figure("ood_abstained", "out of domain to the base", abstained(routing.outside), unit="%", at_least=0.80)
+    together = abstained([*routing.outside, *routing.chat])
     report.figure("ood_chat_abstained", "out of domain and chat to the base", together, unit="%", at_least=0.80)
-    report.figure("in_domain_kept", "in domain kept", 1.0 - abstained(inside), unit="%", at_least=0.95)
+    report.figure("in_domain_kept", "in domain kept", 1.0 - abstained(routing.inside), unit="%", at_least=0.95)
 
 
-def _confusion(report: Report, routes: Mapping[str, Sequence[Route]]) -> None:
-    columns = [*(name for name in routes if name not in (CHAT, OUTSIDE)), NONE]
-    rows = []
-    for name, listed in routes.items():
-        decided = [route.domain for route in listed]
-        rows.append([name, *map(decided.count, columns), len(listed)])
+def _confusion(report: Report, routing: Routing) -> None:
+    counted = routing.confusion(OUTSIDE)
+    rows = [[name, *found.values(), sum(found.values())] for name, found in counted.items()]
+    columns = list(next(iter(counted.values())))
     report.table("prompts (rows) and who answers (columns)", ["", *columns, "all"], rows)
 
 
@@ -163,10 +144,6 @@ def prompts_of_length(engine: Engine, texts: Sequence[str], length: int, count: 
                 return found
         start = (start + max(1, taken // 4)) % max(1, len(words) - length)
     raise SystemExit(f"the data gave only {len(found)} of {count} texts of {length} tokens")
-
-
-def share(verdicts: Sequence[bool]) -> float:
-    return sum(verdicts) / len(verdicts)
 
 
 if __name__ == "__main__":

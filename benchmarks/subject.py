@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zephyra_cli.engine import Engine
+    from zephyra_cli.held_out import HeldOut
     from zephyra_cli.pack import Pack
-
-CHAT = "chat"  # belongs to the base: the router's answer to it is `none`
 
 
 def arguments(description: str | None) -> ArgumentParser:
@@ -48,9 +45,15 @@ class Subject:
         return cls(pack, options.data, options.threads)
 
     @property
+    def held_out(self) -> HeldOut:
+        from zephyra_cli.held_out import HeldOut
+
+        return HeldOut(self.data)
+
+    @property
     def domains(self) -> list[str]:
         """The domains that have held-out data, by name."""
-        return sorted(folder.name for folder in (self.data / "domains").iterdir() if folder.is_dir())
+        return self.held_out.domains
 
     @property
     def own_domains(self) -> list[str]:
@@ -59,26 +62,9 @@ class Subject:
 
     def valid(self, domain: str, limit: int | None = None) -> list[dict[str, Any]]:
         """Held-out records `{"prompt", "response", "source"}`; with `limit`, always the same drawn ones."""
-        return draw(self._lines(CHAT if domain == CHAT else f"domains/{domain}"), limit)
-
-    def out_of_domain(self) -> list[str]:
-        """Prompts of no domain. Every other line: the router's threshold was set on the rest."""
-        return [line["prompt"] for line in self._lines("router/ood_dev")[1::2]]
+        return self.held_out.valid(domain, limit)
 
     def engine(self) -> Engine:
         from zephyra_cli.engine import Engine
 
         return Engine.open(self.pack, threads=self.threads)
-
-    def _lines(self, name: str) -> list[dict[str, Any]]:
-        from zephyra_fusion.train.sources import read_lines, source_file
-
-        return list(read_lines(source_file(self.data, name, "valid")))
-
-
-def draw(records: Sequence[dict[str, Any]], limit: int | None) -> list[dict[str, Any]]:
-    """`limit` records, always the same ones, in their order; all where there are no more or `limit` is None."""
-    if limit is None or len(records) <= limit:
-        return list(records)
-    chosen = Random(len(records)).sample(range(len(records)), limit)
-    return [records[index] for index in sorted(chosen)]

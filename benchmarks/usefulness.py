@@ -24,7 +24,9 @@ from scorers.pattern import equivalent
 from scorers.program_code import parses, passes, same_program
 from scorers.shell import program, same_command
 from scorers.sql import same_statement
-from subject import Subject, arguments, draw
+from subject import Subject, arguments
+
+from zephyra_cli.held_out import draw
 
 if TYPE_CHECKING:
     from zephyra_cli.engine import Engine

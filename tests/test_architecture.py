@@ -56,11 +56,12 @@ EAGER = {
 FLOORS = [
     {"backends.protocol", "conversations", "database", "devices", "domain", "interruption", "pack", "prompt", "routing"}
     | {"settings", "text", "home_file", "config_file", "code_block", "prompt_template"}
+    | {"held_out", "calibration", "likelihood"}
     | {"structure"},
     {"backends"},
     {"bare", "template"},
     {"engine"},
-    {"session", "openai", "worker"},
+    {"session", "openai", "worker", "evaluation"},
     {"follow", "progress", "ui"},
     {"disk", "download", "hub", "install", "pull", "pull_adapter", "quantization", "store"} | {"complete", "replay"},
     {"proposal", "shell_keys"},

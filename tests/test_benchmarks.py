@@ -9,14 +9,15 @@ from random import Random
 import pytest
 from report import Report, aligned, shown
 from scorers.arithmetic import answer_of, same_answer
-from scorers.calibration import expected_calibration_error
 from scorers.overlap import rouge_l, token_f1, words
 from scorers.pattern import equivalent, generate
 from scorers.perturbation import SUFFIXES, with_suffix, with_typos
 from scorers.program_code import parses, passes, same_program
 from scorers.shell import program, same_command
 from scorers.sql import normalized, same_statement
-from subject import draw
+
+from zephyra_cli.calibration import expected_calibration_error
+from zephyra_cli.held_out import draw
 
 
 @pytest.mark.parametrize(

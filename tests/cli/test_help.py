@@ -28,6 +28,7 @@ COMMANDS = [
     "domains",
     "convert",
     "train",
+    "eval",
     "serve",
     "templates",
     "templates show",

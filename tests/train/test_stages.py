@@ -10,11 +10,15 @@ import pytest
 import torch
 
 from zephyra_fusion.checkpoint import load_adapter, load_checkpoint
+from zephyra_fusion.config_json import from_json
 from zephyra_fusion.errors import ZephyraError
+from zephyra_fusion.layers.moe import load_balancing_loss
 from zephyra_fusion.lora import set_adapters
+from zephyra_fusion.model import ZephyraFusion
 from zephyra_fusion.router_model import load_router
 from zephyra_fusion.tokenizer import Tokenizer
 from zephyra_fusion.train import stages
+from zephyra_fusion.train.base import language_model_loss, with_balance
 from zephyra_fusion.train.router_data import framed
 
 TOKENIZER = """
@@ -138,6 +142,44 @@ def _power_cut_at(step: int):  # type: ignore[no-untyped-def]
             raise RuntimeError("power cut")
 
     return report
+
+
+EXPERTS = ["model.feed_forward=moe", "model.num_experts=4", "model.num_experts_per_tok=2"]
+
+
+def test_experts_are_trained_to_share_the_work(runs: Path, tmp_path: Path) -> None:
+    def first_loss(coefficient: float) -> float:
+        options = [f"output={tmp_path}/{coefficient}", f"model.router_aux_loss_coef={coefficient}", *EXPERTS]
+        with pytest.raises(RuntimeError, match="power cut"):
+            stages.run("base", runs / "base.toml", options, report=_power_cut_at(1))
+        return losses(tmp_path / str(coefficient) / "base.metrics.jsonl")[0]
+
+    alone, balanced = first_loss(0.0), first_loss(0.5)
+    assert 0.5 * 2 - 0.01 < balanced - alone < 0.5 * 4  # between an even use of the experts and one pair of them alone
+
+
+def test_the_balance_is_part_of_a_traced_loss(runs: Path) -> None:
+    torch.manual_seed(0)
+    config = {**json.loads((runs / "base" / "config.json").read_text()), "model_type": "qwen3_moe", "num_experts": 4}
+    del config["hidden_act"]
+    model = ZephyraFusion(from_json({**config, "router_aux_loss_coef": 0.5, "moe_intermediate_size": 32})).train()
+    ids = torch.randint(6, 320, (2, 9))
+    plain = language_model_loss(model)
+    eager = with_balance(model, plain)
+    traced = torch.compile(eager, backend="aot_eager")(ids, ids)
+    torch.testing.assert_close(traced, eager(ids, ids))
+    torch.testing.assert_close(traced - plain(ids, ids), 0.5 * load_balancing_loss(model))
+    gates = [p for name, p in model.named_parameters() if name.endswith("gate.weight")]
+    traced.backward()
+    assert gates and all(gate.grad.abs().sum() > 0 for gate in gates)
+
+
+def test_a_recipe_that_no_model_can_be_names_all(runs: Path, tmp_path: Path) -> None:
+    options = [f"output={tmp_path}", "model.hidden_sizes=3", "model.head_dim=7", "model.rope_theta=wide"]
+    with pytest.raises(
+        ZephyraError, match="unknown configuration key 'hidden_sizes'.*rope_theta is 'wide'.*head_dim is 7"
+    ):
+        stages.run("base", runs / "base.toml", options)
 
 
 def test_training_goes_on_from_a_checkpoint(runs: Path, tmp_path: Path) -> None:

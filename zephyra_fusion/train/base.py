@@ -13,6 +13,7 @@ from zephyra_fusion.chat import END, END_OF_TEXT, PAD
 from zephyra_fusion.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from zephyra_fusion.config import FusionConfig
 from zephyra_fusion.errors import ZephyraError
+from zephyra_fusion.layers.moe import load_balancing_loss
 from zephyra_fusion.model import ZephyraFusion
 from zephyra_fusion.tokenizer import Tokenizer
 from zephyra_fusion.train.config import BaseRecipe
@@ -30,6 +31,18 @@ def language_model_loss(model: ZephyraFusion) -> Callable[[Tensor, Tensor], Tens
         return functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
 
     return loss
+
+
+def with_balance(model: ZephyraFusion, loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """`loss` plus `router_aux_loss_coef` times the load-balancing loss, where the model has experts."""
+    coefficient = model.config.router_aux_loss_coef
+    if not model.config.num_experts or not coefficient:
+        return loss
+
+    def balanced(inputs: Tensor, labels: Tensor) -> Tensor:
+        return loss(inputs, labels) + coefficient * load_balancing_loss(model)
+
+    return balanced
 
 
 def batches(mixture: Mixture, size: int) -> Batches:
@@ -56,12 +69,9 @@ def train_base(recipe: BaseRecipe, resume: bool, report: Report | None) -> Path:
     torch.manual_seed(recipe.seed)
     device = pick_device(recipe.device)
     pad = tokenizer.id(PAD)
-    config = FusionConfig(
-        vocab_size=tokenizer.vocab_size,
-        eos_token_id=(tokenizer.id(END), tokenizer.id(END_OF_TEXT)),
-        pad_token_id=pad,
-        **recipe.model,
-    )
+    known = {"vocab_size": tokenizer.vocab_size, "pad_token_id": pad}
+    ends = (tokenizer.id(END), tokenizer.id(END_OF_TEXT))
+    config = FusionConfig.from_dict({**known, "eos_token_id": ends, **recipe.model})
     model = ZephyraFusion(config)
     if recipe.initial:
         _go_on_from(model, Path(recipe.initial), tokenizer_path)
@@ -79,7 +89,8 @@ def train_base(recipe: BaseRecipe, resume: bool, report: Report | None) -> Path:
         for name in recipe.validation
     }
     plain_loss = language_model_loss(model)
-    loss = torch.compile(plain_loss) if recipe.compile else plain_loss
+    training_loss = with_balance(model, plain_loss)
+    loss = torch.compile(training_loss) if recipe.compile else training_loss
 
     def evaluate() -> dict[str, float]:
         return {

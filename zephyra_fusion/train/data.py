@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zephyra_fusion.chat import ASSISTANT, END, END_OF_TEXT, USER
+from zephyra_fusion.sources import Record, read_records, source_file
 from zephyra_fusion.tokenizer import Tokenizer
-from zephyra_fusion.train.sources import Record, read_records, source_file
 
 IGNORED = -100  # the label that cross-entropy skips
 Ids = NDArray[np.uint16]

@@ -14,13 +14,13 @@ from torch.nn import functional
 
 from zephyra_fusion.errors import ZephyraError, did_you_mean
 from zephyra_fusion.router_model import RouterConfig, RouterModel, save_router
+from zephyra_fusion.sources import read_lines, read_records, source_file
 from zephyra_fusion.tokenizer import Tokenizer
 from zephyra_fusion.train.config import OptimizerConfig, PhaseConfig, RouterRecipe
 from zephyra_fusion.train.device import pick_device
 from zephyra_fusion.train.loop import Loop, Report
 from zephyra_fusion.train.optimizer import make_optimizers
 from zephyra_fusion.train.router_data import NONE, disturb, framed, labelled_prompts, truncate
-from zephyra_fusion.train.sources import read_lines, read_records, source_file
 
 HELD_OUT = 0.04  # of the training prompts, for temperature and threshold: the valid splits stay unseen
 

@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from zephyra_fusion.sources import read_records
 from zephyra_fusion.train.config import RouterRecipe
-from zephyra_fusion.train.sources import read_records
 
 NONE = "none"
 _LEADS = ("please ", "hey, ", "hi, ", "can you help? ", "I need help: ", "quick question: ", "could you ", "so, ")

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from zephyra_fusion.errors import ZephyraError, did_you_mean
+from zephyra_fusion.sources import read_records
 from zephyra_fusion.train.config import TokenizerRecipe, read_recipe
 from zephyra_fusion.train.loop import Report
-from zephyra_fusion.train.sources import read_records
 
 
 def run(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,21 +37,30 @@ class Loss:
         return math.exp(self.nats / self.tokens)
 
 
-def examples(records: Sequence[dict[str, Any]], pack: Pack, backend: Backend) -> list[Example]:
-    """As in training: the chat's prompt, then the response and its end token. Too long ones lose the response's end."""
+def example(record: Mapping[str, Any], pack: Pack, backend: Backend) -> Example | None:
+    """As in training: the chat's prompt, then the response and its end token; a plain text is all response but its
+    first token. Without a chat template prompt and response follow each other. Too long ones lose the response's end;
+    None where not even the prompt fits.
+    """
     from zephyra_cli.text import encode
-    from zephyra_fusion.chat import ZEPHYRA
     from zephyra_fusion.types import Message
 
-    chat = pack.chat or ZEPHYRA
-    end = backend.encode(chat.after["assistant"], special=True)
-    made = []
-    for record in records:
-        prompt = encode(chat.render([Message("user", record["prompt"])]), backend)
-        room = backend.context_length - len(prompt)
-        if room > 0:
-            made.append(Example(prompt, [*backend.encode(record["response"]), *end][:room]))
-    return made
+    if "text" in record:
+        ids = backend.encode(record["text"])
+        prompt, response = ids[:1], ids[1:]
+    elif pack.chat is None:
+        prompt, response = backend.encode(record["prompt"]), backend.encode(record["response"])
+    else:
+        prompt = encode(pack.chat.render([Message("user", record["prompt"])]), backend)
+        end = backend.encode(pack.chat.after["assistant"], special=True)
+        response = [*backend.encode(record["response"]), *end]
+    room = backend.context_length - len(prompt)
+    return Example(prompt, response[:room]) if prompt and response and room > 0 else None
+
+
+def examples(records: Sequence[Mapping[str, Any]], pack: Pack, backend: Backend) -> list[Example]:
+    """Of all records that fit the context."""
+    return [made for record in records if (made := example(record, pack, backend)) is not None]
 
 
 def loss(backend: Backend, example: Example) -> Loss:
