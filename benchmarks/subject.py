@@ -66,5 +66,6 @@ class Subject:
 
     def engine(self) -> Engine:
         from zephyra_cli.engine import Engine
+        from zephyra_cli.settings import Settings
 
-        return Engine.open(self.pack, threads=self.threads)
+        return Engine.open(self.pack, Settings(threads=self.threads))

@@ -59,7 +59,7 @@ FLOORS = [
     | {"held_out", "calibration", "likelihood"}
     | {"structure"},
     {"backends"},
-    {"bare", "template"},
+    {"bare", "drafting", "template"},
     {"engine"},
     {"session", "openai", "worker", "evaluation"},
     {"follow", "progress", "ui"},

@@ -102,7 +102,7 @@ class Chat:
         """Go on with another model. ZephyraError: it cannot be had; the old one stays."""
         settings = replace(self.settings, model=reference)
         pack = store.find(reference, offline=settings.offline)
-        engine = Engine.open(pack, context=settings.context, threads=settings.threads, device=settings.device)
+        engine = Engine.open(pack, settings)
         old, self.session.engine = self.session.engine, engine
         self.session.params, self.settings = settings.sampling(pack.generation), settings
         try:

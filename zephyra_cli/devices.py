@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 _CPUINFO = Path("/proc/cpuinfo")
+_MEMINFO = Path("/proc/meminfo")
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 _OWN_GROUPS = Path("/proc/self/cgroup")
 
@@ -89,6 +90,20 @@ def usable_memory() -> int:
         if limit.isdigit():
             memory = min(memory, int(limit))
     return memory
+
+
+def available_memory() -> int | None:
+    """Bytes that this process can take without swapping or being killed; None where Linux does not tell."""
+    found = [int(line.split()[1]) * 1024 for line in _lines(_MEMINFO) if line.startswith("MemAvailable:")]
+    for folder in _control_groups("memory"):
+        limit = "".join(_words(folder / "memory.max"))
+        used = "".join(_words(folder / "memory.current"))
+        if limit.isdigit() and used.isdigit():
+            files = [
+                int(line.split()[1]) for line in _lines(folder / "memory.stat") if line.startswith("inactive_file ")
+            ]
+            found.append(max(0, int(limit) - int(used) + sum(files)))  # pages of files are given back when needed
+    return min(found, default=None)
 
 
 def _installed_memory() -> int:

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from zephyra_cli.domain import AUTO, parse_domain
+from zephyra_cli.routing import Decision, chosen, routed
 from zephyra_cli.text import AnswerText, encode
 from zephyra_fusion import __version__
 from zephyra_fusion.errors import ZephyraError
+from zephyra_fusion.router import NONE
 from zephyra_fusion.types import Message, Route, SamplingParams, Segment
 
 if TYPE_CHECKING:
     from zephyra_cli.backends.protocol import Backend, GenerationUsage
     from zephyra_cli.pack import Pack
+    from zephyra_cli.settings import Settings
 
 
 class Classifier(Protocol):
@@ -30,13 +33,15 @@ class Classifier(Protocol):
 class Request:
     """One question. `raw` continues the last message's text without a chat template.
 
-    `domain`: as in `-d`; None is `auto` where the model has a router, else `none`. `stop`: texts that end the answer.
+    `domain`: as in `-d`; None is `auto` where the model has a router, else `none`. `decision`: who answers, where that
+    was decided before. `stop`: texts that end the answer.
     """
 
     messages: tuple[Message, ...]
     params: SamplingParams
     raw: bool = False
     domain: str | None = None
+    decision: Decision | None = None
     stop: tuple[str, ...] = ()
 
 
@@ -49,15 +54,23 @@ class Answer:
     model: str
     backend: str
     device: str
-    route: Route | None
-    weights: Mapping[str, float]
+    decision: Decision
     usage: GenerationUsage
     load_ms: float
     switch_ms: float
     seed: int
     replay: str
-    drafted: int = 0
-    accepted: int = 0
+    draft: str = "none"
+    draft_note: str = ""
+
+    @property
+    def route(self) -> Route | None:
+        """What the router said; None where it was not asked."""
+        return self.decision.route
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        return self.decision.weights
 
     def to_dict(self) -> dict[str, Any]:
         usage = self.usage
@@ -68,6 +81,7 @@ class Answer:
             "backend": self.backend,
             "device": self.device,
             "route": None if self.route is None else route_dict(self.route),
+            "decision": self.decision.to_dict(),
             "usage": {
                 "prompt_tokens": usage.prompt_tokens,
                 "cached_tokens": usage.cached_tokens,
@@ -80,7 +94,12 @@ class Answer:
                 "prefill_tokens_per_second": round(usage.prefill_tokens_per_second, 1),
                 "decode_tokens_per_second": round(usage.decode_tokens_per_second, 1),
             },
-            "speculation": {"drafted": self.drafted, "accepted": self.accepted},
+            "speculation": {
+                "drafted": usage.drafted,
+                "accepted": usage.accepted,
+                "draft": self.draft,
+                "note": self.draft_note,
+            },
             "seed": self.seed,
             "replay": self.replay,
         }
@@ -106,21 +125,46 @@ class Engine:
     backend: Backend
     threads: int | None = None
     load_ms: float = 0.0
+    kv_type: str = "f16"
+    draft: str = "none"
+    """Who guesses ahead, as `--draft` takes it."""
+    draft_note: str = ""
+    """Why nobody does."""
     classifier: Classifier | None = None
     _resident: set[str] = field(default_factory=set)
 
     @classmethod
-    def open(
-        cls, pack: Pack, *, context: int | None = None, threads: int | None = None, device: str = "auto"
-    ) -> Engine:
+    def open(cls, pack: Pack, settings: Settings) -> Engine:
         """Load the pack's base. ZephyraError: the file is missing, damaged, or nothing this backend can run."""
         from zephyra_cli.backends.llama import LlamaBackend
+        from zephyra_cli.drafting import draft_for
 
-        if device not in ("auto", "cpu"):
-            raise ZephyraError(f"the llama backend computes on the CPU, device '{device}' is not available to it")
+        if settings.device not in ("auto", "cpu"):
+            raise ZephyraError(
+                f"the llama backend computes on the CPU, device '{settings.device}' is not available to it"
+            )
         start = time.perf_counter()
-        backend = LlamaBackend(pack.path(pack.base), context=context, threads=threads)
-        return cls(pack, backend, threads=threads, load_ms=1000.0 * (time.perf_counter() - start))
+        backend = LlamaBackend(
+            pack.path(pack.base),
+            context=settings.context,
+            threads=settings.threads,
+            kv_type=settings.kv_type,
+            kv_memory=settings.kv_memory and settings.kv_memory * 2**20,
+        )
+        draft, note = draft_for(settings.draft, pack, backend)
+        if draft is not None:
+            backend.speculate(draft)
+        load_ms = 1000.0 * (time.perf_counter() - start)
+        name = draft.name if draft else "none"
+        return cls(
+            pack,
+            backend,
+            threads=settings.threads,
+            load_ms=load_ms,
+            kv_type=settings.kv_type,
+            draft=name,
+            draft_note=note,
+        )
 
     def route(self, prompt: str) -> Route:
         """What the router says of a prompt. ZephyraError: the model has none."""
@@ -148,14 +192,10 @@ class Engine:
         KeyboardInterrupt, raised inside or thrown in, ends the text early: the `Answer` says so, and when it has been
         taken, the interruption goes on its way.
         """
-        domain = request.domain or (AUTO if self.pack.router else "none")
-        weights = parse_domain(domain, self.pack.adapters)
         text = AnswerText(request.stop)
         prompt = self._prompt(request)
-        route = None
-        if weights is None:
-            route = self.route(_question(request.messages))
-            weights = dict(route.weights)
+        decision = request.decision or self._decide(request)
+        weights = decision.weights
         switch_ms = self._switch(weights)
         pieces: list[str] = []
         finish_reason, interruption = "", None
@@ -182,13 +222,14 @@ class Engine:
             model=self.pack.name,
             backend=self.backend.name,
             device=self.backend.device,
-            route=route,
-            weights=weights,
+            decision=decision,
             usage=self.backend.usage,
             load_ms=self.load_ms,
             switch_ms=switch_ms,
             seed=request.params.seed,
             replay=self._replay(request, weights),
+            draft=self.draft,
+            draft_note=self.backend.usage.draft_note or self.draft_note,
         )
         if interruption is not None:
             raise interruption
@@ -197,8 +238,20 @@ class Engine:
         """Tokens of a conversation with the answer opened."""
         return len(self._prompt(Request(messages=tuple(messages), params=self.pack.generation)))
 
+    def unread(self, messages: Sequence[Message], weights: Mapping[str, float]) -> int:
+        """Tokens of a conversation that would be read, and not found in a cache, under these weights."""
+        prompt = self._prompt(Request(messages=tuple(messages), params=self.pack.generation))
+        return len(prompt) - self.backend.cached_tokens(prompt, weights)
+
     def close(self) -> None:
         self.backend.close()
+
+    def _decide(self, request: Request) -> Decision:
+        domain = request.domain or (AUTO if self.pack.router else NONE)
+        weights = parse_domain(domain, self.pack.adapters)
+        if weights is not None:
+            return chosen(domain, weights)
+        return routed(self.route(_question(request.messages)))
 
     def _switch(self, weights: Mapping[str, float]) -> float:
         for name in weights:
@@ -227,6 +280,7 @@ class Engine:
                 "sha256": {name: pack.files[name].sha256 for name in used if name in pack.files},
                 "backend": self.backend.name,
                 "context": self.backend.context_length,
+                "kv_type": self.kv_type,
                 "threads": self.backend.threads,  # they decide the last bits of a sum, so of a near tie
                 "weights": dict(weights),
                 "messages": [[message.role, message.content] for message in request.messages],

@@ -78,6 +78,8 @@ def figures(answer: Answer) -> str:
     if usage.drafted:
         share = usage.accepted / usage.drafted
         parts.append(f"{usage.accepted} of {usage.drafted} drafted tokens accepted ({share:.0%})")
+    elif answer.draft_note:
+        parts.append("no draft")
     return " · ".join([*parts, answer.finish_reason])
 
 

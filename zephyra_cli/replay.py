@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from zephyra_cli.devices import cpu_model
 from zephyra_cli.engine import Answer, Engine, Request
+from zephyra_cli.settings import Settings
 from zephyra_fusion import __version__
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.types import Message, SamplingParams
@@ -64,7 +65,11 @@ def pack_of(kept: Kept) -> Pack:
 
 def open_engine(kept: Kept, pack: Pack) -> Engine:
     """The model as it was loaded then. ZephyraError: it cannot be any more."""
-    return Engine.open(pack, context=int(kept.replay["context"]), threads=int(kept.replay["threads"]))
+    values = kept.replay
+    kv_type = str(values.get("kv_type", "f16"))
+    # A draft changes no text, but how many tokens are decoded at once decides the last bits of a logit.
+    settings = Settings(context=int(values["context"]), threads=int(values["threads"]), kv_type=kv_type, draft="none")
+    return Engine.open(pack, settings)
 
 
 def request_of(kept: Kept, conversations: Conversations) -> Request:

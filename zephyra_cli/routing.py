@@ -2,32 +2,79 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from zephyra_fusion.router import NONE
 from zephyra_fusion.types import Route
 
+USER, STICKY, ROUTER = "user", "sticky", "router"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """Who answers, by whose choice (`user`, `sticky`, `router`) and why; `route` is what the router said, if asked.
+
+    `reread_tokens`: tokens of the conversation that this choice makes the engine read, and staying would not have.
+    """
+
+    weights: Mapping[str, float]
+    by: str
+    reason: str
+    route: Route | None = None
+    reread_tokens: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"by": self.by, "reason": self.reason, "reread_tokens": self.reread_tokens}
+
+
+def chosen(domain: str, weights: Mapping[str, float]) -> Decision:
+    """The user's word, as `-d` takes it, goes before all else."""
+    return Decision(weights=weights, by=USER, reason=f"you chose {domain}")
+
+
+def routed(route: Route) -> Decision:
+    """The router alone, without a conversation."""
+    if route.abstained:
+        reason = "the router trusts no specialist with it: the base answers"
+    else:
+        reason = f"the router is sure enough of {route.domain}"
+    return Decision(weights=route.weights, by=ROUTER, reason=reason, route=route)
+
 
 @dataclass(frozen=True)
-class Stickiness:
+class SwitchPolicy:
     """Hysteresis over the router, which sees one turn alone: "and the ten largest?" says little of its domain.
 
-    Who answered last stays unless the router's best label is at least `margin` likelier. The margin is a first guess:
-    it was measured on nothing yet. 0 is the router alone.
+    Who answered last stays unless the router's best label is likelier by `margin`, and by `price` more for each 1,000
+    tokens that the change makes the engine read again. Measured by `benchmarks/switching.py` (docs/LOG.md): up to a
+    margin of 0.3 questions of a new domain change as they should, and unclear ones stay. `margin=0, price=0` is the
+    router alone.
     """
 
     margin: float = 0.3
+    price: float = 0.05
 
-    def decide(self, route: Route, current: str | None) -> tuple[Route, str]:
-        """The route to take and the reason in words; `current` is who answered last, None at the beginning."""
+    def decide(
+        self, route: Route, current: str | None, reread: Callable[[Mapping[str, float]], int] = lambda weights: 0
+    ) -> Decision:
+        """`current` is who answered last, None at the beginning; `reread` tells the tokens to read under weights."""
         best = max(route.probabilities, key=route.probabilities.__getitem__)
-        lead = route.probabilities[best] - route.probabilities.get(current or "", 0.0)
-        if current is None or current == route.domain or lead >= self.margin:
-            if not route.abstained:
-                return route, f"the router is sure enough of {route.domain}"
-            return route, "the router trusts no specialist with it: the base answers"
-        weights = {} if current == NONE else {current: 1.0}
-        reason = f"{current} stays: {best} is likelier by {lead:.2f} only, a change needs {self.margin:g}"
+        if current is None or current == route.domain:
+            return routed(route)
+        stay: dict[str, float] = {} if current == NONE else {current: 1.0}
+        extra = max(0, reread(route.weights) - reread(stay))
+        lead = route.probabilities[best] - route.probabilities.get(current, 0.0)
+        needed = self.margin + self.price * extra / 1000
+        if lead >= needed:
+            decision = routed(route)
+            cost = f"; {extra} tokens are read again for it" if extra else ""
+            return replace(decision, reason=decision.reason + cost, reread_tokens=extra)
+        kept = replace(route, domain=current, weights=stay, abstained=current == NONE)
+        reason = f"{current} stays: {best} is likelier by {lead:.2f} only, a change needs {needed:.2f}"
         if best == current:
             reason = f"{current} stays: it is the likeliest, though not sure enough to begin with"
-        return replace(route, domain=current, weights=weights, abstained=current == NONE), reason
+        elif extra:
+            reason += f", as it would read {extra} tokens again"
+        return Decision(weights=stay, by=STICKY, reason=reason, route=kept)

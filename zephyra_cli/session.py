@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from zephyra_cli.conversations import Turn
 from zephyra_cli.domain import AUTO, parse_domain
 from zephyra_cli.engine import Answer, Engine, Request
-from zephyra_cli.routing import Stickiness
+from zephyra_cli.routing import Decision, SwitchPolicy, chosen
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.types import Message, Route, SamplingParams
 
@@ -34,7 +34,7 @@ class Session:
     domain: str = AUTO
     system: str | None = None
     stop: tuple[str, ...] = ()
-    policy: Stickiness = Stickiness()
+    policy: SwitchPolicy = SwitchPolicy()
     turns: list[Turn] = field(default_factory=list)
     route: Route | None = None
     """Of the last turn that was routed; None where the domain was given."""
@@ -67,10 +67,10 @@ class Session:
         KeyboardInterrupt ends the answer early, what there is of it is kept, and the interruption goes on its way.
         ZephyraError: the question does not fit the context, even alone.
         """
-        weights, route, reason = self._decide(question)
         self.context = self._that_fit(question)
-        self.route, self.reason, self.answering = route, reason, spell(weights)
-        return (yield from self._answer(question, weights))
+        decision = self._decide(question)
+        self.route, self.reason, self.answering = decision.route, decision.reason, spell(decision.weights)
+        return (yield from self._answer(question, decision))
 
     def compact(self) -> Generator[str | Answer, None, Turn | None]:
         """A summary of the turns, by the bare base; from then on it stands for them. Pieces, then the `Answer`.
@@ -88,7 +88,7 @@ class Session:
             summary = [Turn(question=SUMMARIZE, answer=text, finish_reason="stop", summary=True)]
             begun = end
         self.context = [*summary, *turns[begun:]]
-        return (yield from self._answer(SUMMARIZE, {}, summary=True))
+        return (yield from self._answer(SUMMARIZE, chosen("none", {}), summary=True))
 
     def undo(self) -> Turn:
         """Take the last turn back. ZephyraError: there is none."""
@@ -103,12 +103,13 @@ class Session:
         self.turns, self._first, self.route, self.reason = [], 0, None, ""
         self.answering = self.answer = None
 
-    def _decide(self, question: str) -> tuple[Mapping[str, float], Route | None, str]:
+    def _decide(self, question: str) -> Decision:
         weights = parse_domain(self.domain, self.engine.pack.adapters)
         if weights is not None:
-            return weights, None, f"you chose {self.domain}"
-        route, reason = self.policy.decide(self.engine.route(question), self._current())
-        return route.weights, route, reason
+            return chosen(self.domain, weights)
+        messages = self._rendered(self.context, question)
+        route = self.engine.route(question)
+        return self.policy.decide(route, self._current(), lambda weights: self.engine.unread(messages, weights))
 
     def _current(self) -> str | None:
         """The one label that answered last; a blend is none that the router could stay with."""
@@ -117,18 +118,18 @@ class Session:
         return self.who if self.who in known else None
 
     def _answer(
-        self, question: str, weights: Mapping[str, float], *, summary: bool = False
+        self, question: str, decision: Decision, *, summary: bool = False
     ) -> Generator[str | Answer, None, Turn | None]:
         messages = self._rendered(self.context, question)
         params = replace(self.params, max_tokens=self._room) if summary else self.params
-        request = Request(messages=messages, params=params, domain=spell(weights), stop=self.stop)
+        request = Request(messages=messages, params=params, decision=decision, stop=self.stop)
         events = self.engine.generate(request)
         interruption: KeyboardInterrupt | None = None
         turn = None
         while (event := next(events, None) if interruption is None else events.throw(interruption)) is not None:
             interruption = None
             if isinstance(event, Answer):
-                self.answer = event = event if summary else replace(event, route=self.route)
+                self.answer = event
                 turn = self._turn(question, event, summary)
                 if turn is not None:
                     self.turns.append(turn)

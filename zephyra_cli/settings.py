@@ -14,6 +14,7 @@ from zephyra_fusion.types import SamplingParams
 
 DEFAULT_MODEL = "zephyra-nano"
 BACKENDS = ("auto", "llama")
+KV_TYPES = ("f32", "f16", "q8_0")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 NOT_SETTINGS = ("ZEPHYRA_HOME", "ZEPHYRA_PROFILE", "ZEPHYRA_TRACEBACK")  # these steer the program, not an answer
 PROFILE = "profile"  # the one table of config.toml: [profile.NAME]
@@ -37,16 +38,19 @@ class Settings:
     device: str = "auto"
     threads: int | None = None
     context: int | None = None
+    kv_type: str = "f16"
+    kv_memory: int | None = None
+    draft: str = "auto"
     stats: bool = False
     offline: bool = False
     log: bool = True
     plain: bool = False
 
     def __post_init__(self) -> None:
-        for name, known in (("backend", BACKENDS), ("device", DEVICES)):
+        for name, known in (("backend", BACKENDS), ("device", DEVICES), ("kv_type", KV_TYPES)):
             if (value := getattr(self, name)) not in known:
                 raise ZephyraError(f"unknown {name} '{value}'", hint=did_you_mean(value, known))
-        for name in ("threads", "context"):
+        for name in ("threads", "context", "kv_memory"):
             if (number := getattr(self, name)) is not None and number < 1:
                 raise ZephyraError(f"{name} is {number}, must be at least 1")
         self._over(SamplingParams())

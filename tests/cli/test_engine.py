@@ -148,6 +148,7 @@ def test_the_result_object_is_the_contracts(pack: Pack) -> None:
         "route": "dict",
         "usage": "dict",
         "timings": "dict",
+        "decision": "dict",
         "speculation": "dict",
         "seed": "int",
         "replay": "str",
@@ -162,7 +163,7 @@ def test_the_result_object_is_the_contracts(pack: Pack) -> None:
         "decode_tokens_per_second",
     ]
     assert result["timings"]["prefill_tokens_per_second"] == 4000.0
-    assert result["speculation"] == {"drafted": 0, "accepted": 0}
+    assert result["speculation"] == {"drafted": 0, "accepted": 0, "draft": "none", "note": ""}
     assert result["seed"] == 7
 
 

@@ -8,7 +8,7 @@ import pytest
 from tests.cli.scripted import FIRST_BYTE, ScriptedBackend
 from zephyra_cli.engine import Answer, Engine
 from zephyra_cli.pack import Adapter, Pack
-from zephyra_cli.routing import Stickiness
+from zephyra_cli.routing import SwitchPolicy
 from zephyra_cli.session import Session
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.router import Router
@@ -76,7 +76,7 @@ def test_a_vague_turn_stays_where_the_conversation_is(pack: Pack) -> None:
 
 
 def test_without_margin_the_router_alone_decides(pack: Pack) -> None:
-    made = session(pack, b"yes", policy=Stickiness(margin=0.0))
+    made = session(pack, b"yes", policy=SwitchPolicy(margin=0.0, price=0.0))
     ask(made, "a shell question")
     assert ask(made, "and then?").weights == {}
 
@@ -85,8 +85,30 @@ def test_without_margin_the_router_alone_decides(pack: Pack) -> None:
 def test_a_change_needs_the_margin(lead: float, who: str) -> None:
     shares = {"shell": 0.5 + lead / 2, "sql": 0.5 - lead / 2}
     route = Route(domain="shell", weights={"shell": 1.0}, probabilities=shares)
-    assert Stickiness(margin=0.3).decide(route, "sql")[0].domain == who
-    assert Stickiness(margin=0.3).decide(route, None)[0].domain == "shell"
+    decided = SwitchPolicy(margin=0.3).decide(route, "sql")
+    assert decided.weights == {who: 1.0} and decided.by == ("router" if who == "shell" else "sticky")
+    assert SwitchPolicy(margin=0.3).decide(route, None).weights == {"shell": 1.0}
+
+
+def test_a_change_that_reads_much_again_needs_more() -> None:
+    route = Route(domain="shell", weights={"shell": 1.0}, probabilities={"shell": 0.7, "sql": 0.3})
+    policy = SwitchPolicy(margin=0.3, price=0.05)
+    costs = {"shell": 3000, "sql": 20}
+    dear = policy.decide(route, "sql", lambda weights: costs[next(iter(weights))])
+    assert dear.weights == {"sql": 1.0} and dear.reread_tokens == 0 and "would read 2980 tokens again" in dear.reason
+    costs["shell"] = 1500
+    cheap = policy.decide(route, "sql", lambda weights: costs[next(iter(weights))])
+    assert cheap.weights == {"shell": 1.0} and cheap.reread_tokens == 1480 and "1480 tokens are read" in cheap.reason
+    assert cheap.to_dict() == {"by": "router", "reason": cheap.reason, "reread_tokens": 1480}
+
+
+def test_the_price_is_what_the_cache_lacks(pack: Pack) -> None:
+    made = session(pack, b"yes")
+    ask(made, "a shell question, and a long one at that")
+    answer = ask(made, "now sql please")
+    first, second = prompts(made)
+    assert answer.decision.reread_tokens == len(first)
+    assert len(second) > len(first)
 
 
 def test_a_pin_beats_the_router(pack: Pack) -> None:

@@ -21,6 +21,14 @@ GRID = 0.01
 _SUMS = 8  # blends that stay summed
 
 
+def mix_of(weights: Mapping[str, float]) -> Mix:
+    """What identifies these weights: adapters of weight 0 left out, blends on the grid. ZephyraError: no weights."""
+    checked = check_weights(weights)
+    if len(checked) > 1:  # what was asked for stays in the blend, however little of it
+        checked = {name: round(max(1, round(weight / GRID)) * GRID, 6) for name, weight in checked.items()}
+    return tuple(sorted(checked.items()))
+
+
 class Adapters:
     """Loaded by name; blends of several are summed to one adapter each (see `blend`), the latest few kept."""
 
@@ -37,14 +45,11 @@ class Adapters:
 
     def mix(self, weights: Mapping[str, float]) -> Mix:
         """What identifies these weights. ZephyraError: an unknown name, a weight that is none."""
-        checked = check_weights(weights)
+        mix = mix_of(weights)
         for name in weights:
             if name not in self._resident:
                 raise ZephyraError(f"unknown adapter '{name}'", hint=did_you_mean(name, self._resident))
-        if len(checked) > 1:  # what was asked for stays in the blend, however little of it
-            checked = {name: max(1, round(weight / GRID)) * GRID for name, weight in checked.items()}
-            checked = {name: round(weight, 6) for name, weight in checked.items()}
-        return tuple(sorted(checked.items()))
+        return mix
 
     def loaded(self, mix: Mix, in_use: Collection[Mix] = ()) -> tuple[list[int], list[float]]:
         """llama.cpp's handles and scales for `mix`. The sums of mixes that are `in_use` are not freed meanwhile."""

@@ -3,10 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from zephyra_cli.backends.llama import LlamaBackend
+from zephyra_cli.backends.sampler import Sampler
 from zephyra_fusion.errors import ZephyraError
+from zephyra_fusion.types import SamplingParams
+
+
+class _Drafter(LlamaBackend):
+    """A backend that says what it finds likeliest, and no more."""
+
+    def guess(self, tokens: Sequence[int], count: int) -> list[int]:
+        """At most `count` tokens after `tokens`; fewer where an answer or the context ends."""
+        count = min(count, self.context_length - len(tokens))
+        if count < 1:
+            return []
+        context = self._context(len(tokens) + count)
+        context.rewind(tokens)
+        context.read(tokens)
+        guesses = [self._greedy.sample(context.handle)]
+        while len(guesses) < count and not self._vocabulary.ends_answer(guesses[-1]):
+            context.decode(guesses[-1:])
+            guesses.append(self._greedy.sample(context.handle))
+        return guesses
+
+    @cached_property
+    def _greedy(self) -> Sampler:
+        return Sampler(self._lib, self.vocab_size, SamplingParams(), ())
+
+    def close(self) -> None:
+        if "_greedy" in self.__dict__:
+            self._greedy.close()
+        super().close()
 
 
 class ModelDraft:
@@ -17,7 +47,7 @@ class ModelDraft:
 
     def __init__(self, path: Path, target: LlamaBackend) -> None:
         self.name = str(path)
-        self._backend = LlamaBackend(path, threads=target.threads, live_mixes=1)
+        self._backend = _Drafter(path, threads=target.threads, live_mixes=1)
         mine, wanted = self._backend.vocabulary, target.vocabulary
         if mine != wanted:
             self._backend.close()

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from zephyra_cli.backends.library import Batch, ContextParams, take_errors
+from zephyra_cli.devices import available_memory
+from zephyra_converters.gguf_header import GGUFHeader
 from zephyra_fusion.errors import ZephyraError
 
 Mix = tuple[tuple[str, float], ...]
@@ -20,6 +22,34 @@ Mix = tuple[tuple[str, float], ...]
 
 _PADDING = 256  # llama.cpp rounds the size of a context up to it
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSizes:
+    """Bytes of a token's keys and values, summed over the layers that see all tokens, and over those with a window."""
+
+    full: int
+    windowed: int
+
+
+def cache_sizes(header: GGUFHeader, kv_type: str) -> CacheSizes:
+    """Of the model with this header."""
+
+    def number(key: str, default: Any = 0) -> Any:
+        return header.metadata.get(f"{header.architecture}.{key}", default)
+
+    heads, layers = number("attention.head_count"), number("block_count")
+    own = number("attention.head_count_kv", heads)
+    shared = number("embedding_length") // (heads[0] if isinstance(heads, list) else heads)
+    keys, values = number("attention.key_length", shared), number("attention.value_length", shared)
+    sizes = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}
+    head = round(keys * sizes[kv_type] + values * sizes["f16" if kv_type == "q8_0" else kv_type])
+    pattern = number("attention.sliding_window_pattern", None)
+    found = {True: 0, False: 0}
+    for layer in range(layers):
+        windowed = isinstance(pattern, list) and bool(pattern[layer % len(pattern)])
+        found[windowed] += head * (own[layer] if isinstance(own, list) else own)
+    return CacheSizes(full=found[False], windowed=found[True])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +61,14 @@ class ContextSettings:
     flash_attention: bool
     kv_type: str
     window: int
+    sizes: CacheSizes
     guesses: int = 0
     """Tokens that a draft may add to a batch of one."""
+
+    def cache_bytes(self, size: int) -> int:
+        """Of the keys and values of `size` tokens."""
+        inside = min(size, self.window + self.n_batch)
+        return self.sizes.full * size + self.sizes.windowed * inside
 
 
 def context_params(lib: Any, settings: ContextSettings, size: int) -> ContextParams:
@@ -111,6 +147,11 @@ class Context:
             keep = 0
         return keep
 
+    def read(self, prompt: Sequence[int]) -> None:
+        """Append what of `prompt` is not there yet; `rewind` comes first."""
+        for at in range(len(self.tokens), len(prompt), self.n_batch):
+            self.decode(prompt[at : at + self.n_batch])
+
     def decode(self, tokens: Sequence[int], guesses: Sequence[int] = ()) -> None:
         """Append at most `n_batch` tokens. Ctrl-C is seen between two calls.
 
@@ -182,11 +223,14 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 class ContextPool:
-    """The contexts of the mixes used last, at most `live` of them; each as large as it has needed to be so far."""
+    """The contexts of the mixes used last; each as large as it has needed to be so far, at most `limit` tokens.
 
-    def __init__(self, lib: Any, model: int, settings: ContextSettings, *, limit: int, live: int) -> None:
+    There are at most `live` of them, and their caches take at most `memory` bytes; the one in use always stays.
+    """
+
+    def __init__(self, lib: Any, model: int, settings: ContextSettings, *, limit: int, live: int, memory: int) -> None:
         self._lib, self._model, self.settings = lib, model, settings
-        self._limit, self._live = limit, live
+        self._limit, self._live, self._memory = limit, live, memory
         self._contexts: OrderedDict[Mix, Context] = OrderedDict()
 
     @property
@@ -200,6 +244,7 @@ class ContextPool:
         need = min(need, self._limit)
         if found is None or found.size < need:
             size = need if found is None else min(self._limit, max(need, 2 * found.size))
+            self._make_room(mix, size)
             made = Context(self._lib, self._model, self.settings, size)
             made.set_adapters(*adapters())
             if found is not None:
@@ -211,6 +256,30 @@ class ContextPool:
         while len(self._contexts) > self._live:
             self._contexts.popitem(last=False)[1].free()
         return found
+
+    def cached(self, mix: Mix, prompt: Sequence[int]) -> int:
+        """How many tokens of `prompt` the context of `mix` holds."""
+        found = self._contexts.get(mix)
+        return 0 if found is None else min(common_prefix(found.tokens, prompt), len(prompt) - 1)
+
+    def _make_room(self, mix: Mix, size: int) -> None:
+        """For a context of `size` tokens. ZephyraError: it does not fit the memory, even alone."""
+        need = self.settings.cache_bytes(size)
+        while True:
+            free = available_memory()
+            taken = sum(self.settings.cache_bytes(context.size) for context in self._contexts.values())
+            others = [other for other in self._contexts if other != mix]
+            if taken + need <= self._memory and (free is None or need <= free):
+                return
+            if not others:
+                break
+            self._contexts.pop(others[0]).free()
+        if free is not None and need > free:  # llama.cpp would be killed when it clears the cache
+            raise ZephyraError(
+                f"a context of {size} tokens needs {need / 2**20:.0f} MB for its keys and values, "
+                f"{free / 2**20:.0f} MB of memory are free",
+                hint="a smaller --context (or --max-tokens), or --kv-type q8_0, needs less",
+            )
 
     def close(self) -> None:
         while self._contexts:

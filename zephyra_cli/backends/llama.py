@@ -11,8 +11,8 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from zephyra_cli.backends.adapters import Adapters
-from zephyra_cli.backends.kv import KV_TYPES, Context, ContextPool, ContextSettings, Mix
+from zephyra_cli.backends.adapters import Adapters, mix_of
+from zephyra_cli.backends.kv import KV_TYPES, Context, ContextPool, ContextSettings, Mix, cache_sizes
 from zephyra_cli.backends.library import library, take_errors
 from zephyra_cli.backends.protocol import GenerationUsage, Job
 from zephyra_cli.backends.sampler import Sampler
@@ -20,7 +20,7 @@ from zephyra_cli.backends.self_test import extra_buffers_allowed
 from zephyra_cli.backends.slots import Event, Loaded, SlotContext, Slots
 from zephyra_cli.backends.speculation import Speculation
 from zephyra_cli.backends.vocabulary import Vocabulary
-from zephyra_cli.devices import usable_cores
+from zephyra_cli.devices import usable_cores, usable_memory
 from zephyra_converters.gguf_check import check_model
 from zephyra_converters.gguf_shapes import DECODERS
 from zephyra_fusion.draft import LONGEST_DRAFT, Draft, DraftLength
@@ -43,7 +43,8 @@ class LlamaBackend:
         cache on, the last bits of the logits depend on the number of threads.
     extra_buffers: let llama.cpp repack the weights (AMX, interleaved rows): faster for long work, slower to start.
         One-shot runs leave it off. Where the library's AMX build may be broken, `self_test` has the last word.
-    live_mixes: adapter mixes whose cache is kept.
+    live_mixes, kv_memory: adapter mixes whose cache is kept, and the bytes that they may take together (default: a
+        quarter of the memory); the one in use is kept whatever it takes.
     sum_blends: compute a blend of several adapters as one of the sum of their ranks.
 
     ZephyraError: the file is unsafe or damaged, the library is missing, `context` is out of range.
@@ -62,7 +63,8 @@ class LlamaBackend:
         kv_type: str = "f16",
         flash_attention: bool | None = None,
         extra_buffers: bool = False,
-        live_mixes: int = 4,
+        live_mixes: int = 8,
+        kv_memory: int | None = None,
         sum_blends: bool = True,
     ) -> None:
         self._header = header = check_model(path)
@@ -96,12 +98,19 @@ class LlamaBackend:
             kv_type=kv_type,
             # Other architectures may carry the key (Qwen2 does); llama.cpp then reads it and has no windows.
             window=self._number("attention.sliding_window") if DECODERS[header.architecture].window else 0,
+            sizes=cache_sizes(header, kv_type),
         )
-        self._pool = ContextPool(self._lib, self._model, self._settings, limit=self.context_length, live=live_mixes)
+        self._pool = ContextPool(
+            self._lib,
+            self._model,
+            self._settings,
+            limit=self.context_length,
+            live=live_mixes,
+            memory=kv_memory or usable_memory() // 4,
+        )
         self._adapters = Adapters(self._lib, self._model, header, sum_blends=sum_blends)
         self._draft: Draft | None = None
         self._draft_length = DraftLength()
-        self._guessing: Sampler | None = None
         self._mix: Mix = ()
         self._turn = 0  # counts generations, so that an old generator cannot go on in a new one's cache
 
@@ -145,22 +154,8 @@ class LlamaBackend:
         """Weights of the base."""
         return sum(math.prod(tensor.shape) for tensor in self._header.tensors.values())
 
-    def guess(self, tokens: Sequence[int], count: int) -> list[int]:
-        """The likeliest continuation, at most `count` tokens; it ends with a stop token or a full context."""
-        count = min(count, self.context_length - len(tokens))
-        if count < 1:
-            return []
-        self._vocabulary.check_open()
-        if self._guessing is None:
-            self._guessing = Sampler(self._lib, self.vocab_size, SamplingParams(), ())
-        context = self._context(len(tokens) + count)
-        for at in range(context.rewind(tokens), len(tokens), context.n_batch):
-            context.decode(tokens[at : at + context.n_batch])
-        guesses = [self._guessing.sample(context.handle)]
-        while len(guesses) < count and not self._vocabulary.ends_answer(guesses[-1]):
-            context.decode(guesses[-1:])
-            guesses.append(self._guessing.sample(context.handle))
-        return guesses
+    def cached_tokens(self, prompt: Sequence[int], weights: Mapping[str, float]) -> int:
+        return self._pool.cached(mix_of(weights), prompt)
 
     def generate(self, prompt: Sequence[int], params: SamplingParams) -> Generator[Token, None, None]:
         self._check_prompt(prompt, room=1)
@@ -178,18 +173,18 @@ class LlamaBackend:
             speculation = Speculation(self._draft, self._draft_length, context, prompt, last)
         try:
             began = clock()
-            for at in range(cached, len(prompt), context.n_batch):
-                context.decode(prompt[at : at + context.n_batch])
+            context.read(prompt)
             prefill_ms = 1000 * (clock() - began)
             self._check_numbers(context)
+            sample, ends, handle = sampler.sample, self._vocabulary.ends_answer, context.handle
             while True:
-                token = sampler.sample(context.handle, row)
+                token = sample(handle, row)
                 given += 1
                 if given == 1:
                     first_ms = 1000 * (clock() - start)
                 else:
                     decode_ms += 1000 * (clock() - began)
-                if self._vocabulary.ends_answer(token):
+                if ends(token):
                     yield Token(token, "stop")
                     return
                 if given == last:
@@ -215,6 +210,7 @@ class LlamaBackend:
                     decode_ms=decode_ms,
                     drafted=speculation.drafted if speculation else 0,
                     accepted=speculation.accepted if speculation else 0,
+                    draft_note=speculation.note if speculation else "",
                 )
 
     def generate_many(self, jobs: Sequence[Job]) -> Generator[Event, bool | None, None]:
@@ -261,8 +257,6 @@ class LlamaBackend:
         self._pool.close()
         if self._draft is not None:
             self._draft.close()
-        if self._guessing is not None:
-            self._guessing.close()
         self._adapters.clear()
         if self._model:
             self._lib.llama_model_free(self._model)  # and its adapters with it

@@ -19,7 +19,7 @@ class GenerationUsage:
     `cached_tokens` of `prompt_tokens` were found in the cache and not read again. `completion_tokens` counts the
     stop token where there was one. `first_token_ms` runs from the first `next` to the first token and contains
     `prefill_ms`; `decode_ms` is the time inside the backend for all tokens after the first. Of `drafted` tokens,
-    `accepted` were what the model itself chose.
+    `accepted` were what the model itself chose; `draft_note` says why there are no more of them.
     """
 
     prompt_tokens: int = 0
@@ -30,6 +30,7 @@ class GenerationUsage:
     decode_ms: float = 0.0
     drafted: int = 0
     accepted: int = 0
+    draft_note: str = ""
 
     @property
     def prefill_tokens_per_second(self) -> float:
@@ -95,6 +96,13 @@ class Backend(Protocol):
 
         The weight matrix becomes W + sum_i weights[i] * scale_i * B_i A_i, scale = alpha/r (alpha/sqrt(r) for rsLoRA).
         ZephyraError: an unknown name; a weight that is negative or no number.
+        """
+        ...
+
+    def cached_tokens(self, prompt: Sequence[int], weights: Mapping[str, float]) -> int:
+        """How many tokens of `prompt` would not be read again under these weights: the rest is the price of a switch.
+
+        The adapters need not be resident.
         """
         ...
 

@@ -27,6 +27,13 @@ class Speculation:
         self.drafted = self.accepted = 0
         draft.begin(prompt)
 
+    @property
+    def note(self) -> str:
+        """Why nothing is drafted now; empty while something is."""
+        if self._length.paused:
+            return f"paused: it does not pay at an acceptance of {self._length.acceptance:.2f}; tried again later"
+        return ""
+
     def advance(self, token: int) -> int:
         """Make the logits after `token` available; the row they are in."""
         self._tokens.append(token)

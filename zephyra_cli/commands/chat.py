@@ -12,6 +12,9 @@ from zephyra_cli.commands.options import (
     Context,
     Device,
     Domain,
+    Draft,
+    KVMemory,
+    KVType,
     Log,
     MaxTokens,
     MinP,
@@ -53,6 +56,9 @@ def chat(
     device: Device = None,
     threads: Threads = None,
     context: Context = None,
+    kv_type: KVType = None,
+    kv_memory: KVMemory = None,
+    draft: Draft = None,
     plain: Annotated[
         bool | None, typer.Option("--plain", help="For screen readers: text as it comes, words in place of drawings.")
     ] = None,
@@ -80,7 +86,7 @@ def chat(
     chosen = settings.load(options)
     kept, turns, kept_system = _log(continue_, conversation, chosen.log)
     pack = store.find(chosen.model, offline=chosen.offline)
-    engine = Engine.open(pack, context=chosen.context, threads=chosen.threads, device=chosen.device)
+    engine = Engine.open(pack, chosen)
     session = Session(
         engine=engine,
         params=chosen.sampling(pack.generation),

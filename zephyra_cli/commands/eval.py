@@ -47,7 +47,7 @@ def eval(
     names = [*held_out.domains, *([CHAT] if held_out.has_chat else [])]
     records = {name: held_out.valid(name, limit) for name in names}
     pack = store.find(chosen.model, offline=chosen.offline)
-    engine = Engine.open(pack, context=chosen.context, threads=chosen.threads)
+    engine = Engine.open(pack, chosen)
     with Progress() as progress:
         matrix = perplexities(engine, records, progress=progress)
         routing = Routing.of(engine, held_out, limit) if pack.router is not None else None

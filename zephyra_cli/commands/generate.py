@@ -12,9 +12,12 @@ from zephyra_cli.commands.options import (
     Context,
     Device,
     Domain,
+    Draft,
     Files,
     Grammar,
     Json,
+    KVMemory,
+    KVType,
     Log,
     MaxTokens,
     MinP,
@@ -77,6 +80,9 @@ def generate(
     device: Device = None,
     threads: Threads = None,
     context: Context = None,
+    kv_type: KVType = None,
+    kv_memory: KVMemory = None,
+    draft: Draft = None,
     json: Json = False,
     stream_json: Annotated[
         bool, typer.Option("--stream-json", help="One JSON object a line: pieces, then the result.")
@@ -119,7 +125,7 @@ def generate(
     question = Message("user", stored.render(text) if stored else text)
     messages = (question,) if raw or not chosen.system else (Message("system", chosen.system), question)
     with Waiting(f"loading {pack.name}"):
-        engine = Engine.open(pack, context=chosen.context, threads=chosen.threads, device=chosen.device)
+        engine = Engine.open(pack, chosen)
     request = Request(messages=messages, params=params, raw=raw, domain=chosen.domain, stop=tuple(stop or ()))
     show = _show_json if json else _show_json_lines if stream_json else _show_code if extract else show_text
 

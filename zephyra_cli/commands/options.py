@@ -66,11 +66,28 @@ System = Annotated[str | None, typer.Option("--system", "-s", metavar="TEXT", he
 Backend = Annotated[Literal["auto", "llama"] | None, typer.Option(help="What computes.")]
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"] | None, typer.Option(help="Where it runs.")]
 Context = Annotated[int | None, typer.Option(metavar="N", help="Most tokens of prompt and answer together.")]
+KVType = Annotated[
+    Literal["f32", "f16", "q8_0"] | None,
+    typer.Option("--kv-type", help="Of the cache; q8_0 saves memory. [default: f16]"),
+]
+KVMemory = Annotated[
+    int | None,
+    typer.Option("--kv-memory", metavar="MB", help="Most for caches of recent mixes. [default: a quarter of all]"),
+]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        "--draft",
+        metavar="auto|none|ngram|PATH",
+        help="Guess ahead, where that pays: by what the text repeats, or by a small model. [default: auto]",
+    ),
+]
 Stats = Annotated[bool | None, typer.Option("--stats", help="A line of figures on standard error.")]
 Log = Annotated[bool | None, typer.Option("--log/--no-log", help="Keep question and answer; see zephyra log.")]
 
 SETTINGS = frozenset(
     ("model", "domain", "max_tokens", "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed", "system")
-    + ("backend", "device", "threads", "context", "stats", "offline", "log", "plain", "profile")
+    + ("backend", "device", "threads", "context", "kv_type", "kv_memory", "draft")
+    + ("stats", "offline", "log", "plain", "profile")
 )
 """Options that are settings too, and the profile, which is a set of them."""

@@ -33,7 +33,7 @@ def route(
     chosen = settings.load({"model": model, "threads": threads, "offline": offline})
     pack = store.find(chosen.model, offline=chosen.offline)
     question = None if input else read_prompt(prompt, file or ())
-    engine = Engine.open(pack, threads=chosen.threads)
+    engine = Engine.open(pack, chosen)
     if question is None:
         assert input is not None
         for line in _prompts(input):

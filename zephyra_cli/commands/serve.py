@@ -12,6 +12,9 @@ from zephyra_cli.commands.options import (
     Context,
     Device,
     Domain,
+    Draft,
+    KVMemory,
+    KVType,
     MaxTokens,
     MinP,
     Model,
@@ -46,6 +49,9 @@ def serve(
     device: Device = None,
     threads: Threads = None,
     context: Context = None,
+    kv_type: KVType = None,
+    kv_memory: KVMemory = None,
+    draft: Draft = None,
     offline: Offline = None,
     profile: Profile = None,
 ) -> None:
@@ -65,7 +71,7 @@ def serve(
     if chosen.domain is not None:
         parse_domain(chosen.domain, pack.adapters)  # an unknown one is refused now, not at the first request
     chosen.sampling(pack.generation)
-    engine = Engine.open(pack, context=chosen.context, threads=chosen.threads, device=chosen.device)
+    engine = Engine.open(pack, chosen)
     server = Server(host, port, engine, chosen)
     ui.note(f"{pack.name} on {server.url}/v1; Ctrl-C ends")
     if not is_loopback(host):

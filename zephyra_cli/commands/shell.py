@@ -80,7 +80,7 @@ def shell(
     system = chosen.system or (None if trained else _system())
     messages = (Message("system", system), question) if system else (question,)
     with Waiting(f"loading {pack.name}"):
-        engine = Engine.open(pack, context=chosen.context, threads=chosen.threads, device=chosen.device)
+        engine = Engine.open(pack, chosen)
     who = chosen.domain or (SPECIALIST if trained else None)
     answers: list[Answer] = []
 

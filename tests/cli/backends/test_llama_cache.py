@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from zephyra_cli.backends.llama import LlamaBackend
+from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.types import SamplingParams
 
 MIXES: list[dict[str, float]] = [
@@ -122,6 +123,52 @@ def test_the_mix_used_longest_ago_is_forgotten(warm: LlamaBackend) -> None:
         list(warm.generate(prompt, SamplingParams(max_tokens=1)))
         cached.append(warm.usage.cached_tokens)
     assert cached == [0, 0, 0, 0, 29, 29, 29, 0]
+
+
+def test_caches_that_exceed_the_memory_are_forgotten(tiny_gguf: Path, tiny_adapters: dict[str, Path]) -> None:
+    """Two layers of one head of 32 keys and 32 values in F32: 512 bytes a token, 256 tokens at least a context."""
+    prompt = list(range(10, 40))
+    for room, returns in ((2 * 512 * 256, [0, 0, 29, 0, 0]), (1, [0, 0, 0, 0, 0]), (3 * 512 * 256, [0, 0, 29, 0, 29])):
+        backend = open_backend(tiny_gguf, tiny_adapters, kv_memory=room)
+        assert backend._settings.cache_bytes(256) == 512 * 256
+        cached = []
+        for name in ("", "a", "", "b", "a"):
+            backend.set_adapters({name: 1.0} if name else {})
+            list(backend.generate(prompt, SamplingParams(max_tokens=1)))
+            cached.append(backend.usage.cached_tokens)
+        assert cached == returns
+        backend.close()
+
+
+def test_a_context_larger_than_the_memory_is_refused(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = open_backend(tiny_gguf, {})
+    monkeypatch.setattr("zephyra_cli.backends.kv.available_memory", lambda: 200_000)
+    list(backend.generate([9] * 10, SamplingParams(max_tokens=4)))
+    with pytest.raises(ZephyraError, match="a context of 512 tokens needs 0 MB .* 0 MB of memory are free"):
+        next(backend.generate([9] * 500, SamplingParams(max_tokens=4)))
+    monkeypatch.setattr("zephyra_cli.backends.kv.available_memory", lambda: None)
+    assert len(list(backend.generate([9] * 500, SamplingParams(max_tokens=4)))) == 4
+    backend.close()
+
+
+def test_the_price_of_a_switch_is_known_before(warm: LlamaBackend) -> None:
+    prompt = list(range(10, 60))
+    assert warm.cached_tokens(prompt, {}) == warm.cached_tokens(prompt, {"unheard": 1.0}) == 0
+    list(warm.generate(prompt, SamplingParams(max_tokens=1)))
+    assert warm.cached_tokens(prompt, {}) == 49
+    assert warm.cached_tokens([*prompt, 5], {"a": 0.0}) == 50
+    assert warm.cached_tokens([*prompt[:20], 5, 6], {}) == 20
+    assert warm.cached_tokens(prompt, {"a": 1.0}) == 0
+
+
+def test_blends_that_hardly_differ_share_a_cache(warm: LlamaBackend) -> None:
+    prompt = list(range(10, 60))
+    cached = []
+    for weights in {"a": 0.7, "c": 0.3}, {"a": 0.7012, "c": 0.2988}, {"a": 0.72, "c": 0.28}:
+        warm.set_adapters(weights)
+        list(warm.generate(prompt, SamplingParams(max_tokens=1)))
+        cached.append(warm.usage.cached_tokens)
+    assert cached == [0, 49, 0]
 
 
 def test_a_growing_conversation_keeps_its_cache(warm: LlamaBackend, cold_answer: Any) -> None:
