@@ -117,6 +117,8 @@ class Content:
 
     def _pour(self, response: Any, at: int, end: int, stopped: threading.Event) -> None:
         """Write what comes, from `at` on, and count it: each piece first, its number after it."""
+        from httpx2 import RemoteProtocolError
+
         with open(self.part, "r+b", buffering=0) as part, open(self.table, "r+b", buffering=0) as table:
             part.seek(at)
             for chunk in response.iter_bytes():
@@ -133,6 +135,7 @@ class Content:
                         table.write(self.have[stripe].to_bytes(_COUNTER, "little"))
                 if at == end:
                     return
+        raise RemoteProtocolError(f"'{self.file.name}' ended {end - at} bytes early")
 
     def _check_range(self, told: str, start: int) -> None:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", told)
@@ -164,13 +167,13 @@ def fetched(
     files: Iterable[RemoteFile],
     progress: Progress,
     *,
-    here: Mapping[str, Path] | None = None,
+    here: Callable[[], Mapping[str, Path]] = dict,
     note: Callable[[str], None] = lambda text: None,
 ) -> Iterator[dict[str, Path]]:
     """The files of a repository, whole and checked, by name, for the block to link elsewhere; dropped after it.
 
-    `here`: files of this machine by digest that are linked instead of fetched, once they were checked. Of several
-    processes that want the same content one fetches it, the others wait. ZephyraError: it cannot be had, and why.
+    `here` says which files of this machine, by digest, are linked instead of fetched, once they were checked; it is
+    asked when nobody else can be fetching them. Of several processes that want a content one fetches it, others wait. ZephyraError: it cannot be had, and why.
     """
     contents = {file.name: Content(repository, file) for file in files}
     wanted = {content.key: content for content in contents.values()}.values()  # the same content but once
@@ -179,8 +182,9 @@ def fetched(
             folder().mkdir(parents=True, exist_ok=True)
             for name in sorted({content.key[-2:] for content in wanted}):  # sorted: no two wait for each other
                 locks.enter_context(lock(folder() / f"{name}.lock", note))
+            present = here()
             for content in wanted:
-                if not content.path.exists() and not _reuse(content, repository, here or {}):
+                if not content.path.exists() and not _reuse(content, repository, present):
                     content.open()
             _check_space(wanted)
             _run(wanted, progress)

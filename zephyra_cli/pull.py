@@ -59,7 +59,7 @@ class Job:
 
         files = list(files)
         install.check_names(file.name for file in files)
-        return fetched(self.repository, files, progress, here=store.contents(), note=self.note)
+        return fetched(self.repository, files, progress, here=store.contents, note=self.note)
 
     def records(self, paths: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
         """The manifest's entries for files that were fetched, by their names there."""

@@ -144,6 +144,14 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "POST":
             answer = self.hub.uploads.answer(self.route, self.body, self._user(), self.hub.cdn, self.hub.endpoint)
             return self._json(answer) if isinstance(answer, dict) else self._error(*answer)
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/refs", self.route):
+            repository, _ = self._find(match[1], "main", facts=True)
+            branches = (
+                [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": c} for n, c in repository.refs.items()]
+                if repository
+                else []
+            )
+            return self._json({"branches": branches, "tags": [], "converts": []}) if repository else None
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", self.route):
             repository, commit = self._find(match[1], match[2] or "main", facts=True)
             return self._json(repository.facts(commit)) if repository and commit else None
