@@ -173,7 +173,8 @@ def fetched(
     """The files of a repository, whole and checked, by name, for the block to link elsewhere; dropped after it.
 
     `here` says which files of this machine, by digest, are linked instead of fetched, once they were checked; it is
-    asked when nobody else can be fetching them. Of several processes that want a content one fetches it, others wait. ZephyraError: it cannot be had, and why.
+    asked when nobody else can be fetching them. Of several processes that want a content one fetches it, others wait.
+    ZephyraError: it cannot be had, and why.
     """
     contents = {file.name: Content(repository, file) for file in files}
     wanted = {content.key: content for content in contents.values()}.values()  # the same content but once
