@@ -39,9 +39,9 @@ class Fault:
     body: bytes | None = None  # this instead of the body; its length is told honestly
 
 
-@dataclass(frozen=True)
+@dataclass
 class Seen:
-    """A request that was answered. `sent`: bytes of the body that went out."""
+    """A request that is answered. `sent`: bytes of the body that have gone out."""
 
     method: str
     path: str
@@ -225,24 +225,22 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(206, data[first : last + 1], **headers, **span)
 
     def _send(self, status: int, body: bytes, **headers: str) -> None:
-        fault, sent = self.fault, 0
+        fault = self.fault
         if fault.corrupt and body:
             body = body[:-1] + bytes([body[-1] ^ 1])
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        try:
-            if self.command != "HEAD":
-                for piece in self._pieces(body):
-                    self.wfile.write(piece)
-                    sent += len(piece)
-        finally:
-            if sent < len(body):
-                self.close_connection = True
-            asked, token = self.headers.get("Range"), self.headers.get("Authorization")
-            with self.hub.lock:
-                self.hub.seen.append(Seen(self.command, self.route, asked, status, sent, token))
+        asked, token = self.headers.get("Range"), self.headers.get("Authorization")
+        seen = Seen(self.command, self.route, asked, status, 0, token)
+        self.hub.seen.append(seen)
+        if self.command != "HEAD":
+            last, self.close_connection = self.close_connection, True  # should it break off
+            for piece in self._pieces(body):
+                seen.sent += len(piece)  # before it goes: who has read it finds it counted
+                self.wfile.write(piece)
+            self.close_connection = last or seen.sent < len(body)
 
     def _pieces(self, body: bytes) -> Iterator[bytes]:
         body = body if self.fault.cut_after is None else body[: self.fault.cut_after]
