@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Generator
 
 from zephyra_cli import ui
@@ -23,31 +24,39 @@ def follow(
     So does an output that takes no more (its reader or its terminal went away): nothing more is shown, and the error
     goes on its way. `keep` gets the answer in every case, as far as it came.
     """
-    interruption: KeyboardInterrupt | None = None
+    interruption: KeyboardInterrupt | None = None  # to be thrown into the events
+    stopped: KeyboardInterrupt | None = None
     failure: ZephyraError | OSError | None = None
-    waiting = Waiting("reading the prompt")
-    try:
-        while (event := next(events, None) if interruption is None else events.throw(interruption)) is not None:
-            interruption = None
-            waiting.end()
+    with Waiting("reading the prompt") as waiting:
+        while True:
             try:
-                if failure is None:
-                    show(event)
-                    if stats and not isinstance(event, str):
-                        show_figures(event)
+                event = next(events, None) if interruption is None else events.throw(interruption)
+                waiting.end()
+                interruption = None
+                if event is None:
+                    break
+                try:
+                    if failure is None:
+                        show(event)
+                        if stats and not isinstance(event, str):
+                            show_figures(event)
+                except (ZephyraError, OSError) as caught:
+                    failure = caught
+                    interruption = _Unheard() if isinstance(event, str) and not stopped else None
+                if keep is not None and not isinstance(event, str):
+                    keep(event)
+            except _Unheard:
+                break
             except KeyboardInterrupt as caught:
-                interruption = caught
-            except (ZephyraError, OSError) as caught:
-                failure, interruption = caught, KeyboardInterrupt()
-            if keep is not None and not isinstance(event, str):
-                keep(event)
-    except KeyboardInterrupt:
-        if failure is None:
-            raise
-    finally:
-        waiting.end()
-    if failure is not None:
-        raise failure
+                if inspect.getgeneratorstate(events) == inspect.GEN_CLOSED:  # it has been there already
+                    raise
+                interruption = stopped = caught
+    if (reason := stopped or failure) is not None:
+        raise reason
+
+
+class _Unheard(KeyboardInterrupt):
+    """Nobody sees the answer: it ends as if by Ctrl-C."""
 
 
 def show_text(event: str | Answer) -> None:

@@ -37,8 +37,8 @@ def deferred() -> Iterator[None]:
     finally:
         _deferring = False
         interruption, _deferred = _deferred, None
-    if interruption is not None:
-        raise interruption
+        if interruption is not None:  # it counts for more than an error of what was inside
+            raise interruption
 
 
 def _handle(number: int, frame: FrameType | None) -> None:

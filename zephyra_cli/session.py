@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from zephyra_cli.conversations import Turn
 from zephyra_cli.domain import AUTO, parse_domain
 from zephyra_cli.engine import Answer, Engine, Request
-from zephyra_cli.routing import Decision, SwitchPolicy, chosen
+from zephyra_cli.routing import USER, Decision, SwitchPolicy, chosen
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.types import Message, Route, SamplingParams
 
@@ -88,7 +88,9 @@ class Session:
             summary = [Turn(question=SUMMARIZE, answer=text, finish_reason="stop", summary=True)]
             begun = end
         self.context = [*summary, *turns[begun:]]
-        return (yield from self._answer(SUMMARIZE, chosen("none", {}), summary=True))
+        self.route, self.reason = None, "a summary is written by the bare base"
+        decision = Decision(weights={}, by=USER, reason=self.reason)
+        return (yield from self._answer(SUMMARIZE, decision, summary=True))
 
     def undo(self) -> Turn:
         """Take the last turn back. ZephyraError: there is none."""

@@ -22,8 +22,13 @@ if TYPE_CHECKING:
 
 BAR = 30  # cells of a probability of 1
 KEYS = (
-    '""" begins a text of several lines and ends it. Esc Enter: a new line. Tab completes. Ctrl-R searches what you '
-    "typed before. Ctrl-X Ctrl-E opens the editor ($EDITOR). Ctrl-C stops an answer, Ctrl-D leaves."
+    ('"""', "begins a text of several lines, and ends it"),
+    ("Esc Enter", "a new line"),
+    ("Tab", "completes a command, a name, a path"),
+    ("Ctrl-R", "searches what you typed before, in earlier chats too"),
+    ("Ctrl-X Ctrl-E", "opens the line in your editor ($EDITOR)"),
+    ("Ctrl-C", "stops the answer and keeps what there is of it"),
+    ("Ctrl-D", "leaves"),
 )
 
 
@@ -60,7 +65,7 @@ def completions(text: str, chat: Chat) -> list[tuple[str, int]]:
 
 def _help(chat: Chat, argument: str) -> None:
     rows = [(f"/{name} {command.argument}", command.help) for name, command in COMMANDS.items()]
-    ui.note(ui.table(rows, width=ui.columns(sys.stderr)) + KEYS)
+    ui.note(ui.table([*rows, ("", ""), *KEYS], width=ui.columns(sys.stderr)).rstrip("\n"))
 
 
 def _domain(chat: Chat, argument: str) -> None:
@@ -86,7 +91,7 @@ def _why(chat: Chat, argument: str) -> None:
     if (answer := session.answer) is not None:
         usage = answer.usage
         price = f"switch {answer.switch_ms:.1f} ms, {usage.prompt_tokens - usage.cached_tokens} of "
-        price += f"{usage.prompt_tokens} tokens read ({usage.prefill_ms:.0f} ms), the others were in the cache"
+        price += f"{usage.prompt_tokens} tokens read ({usage.prefill_ms:.0f} ms)"
         router = f"router {session.route.router_ms:.1f} ms, " if session.route is not None else ""
         ui.note(f"price: {router}{price}")
 

@@ -20,7 +20,7 @@ class Lines(Protocol):
     """Where a user's lines come from."""
 
     def read(self, prompt: str, draft: str = "") -> str:
-        """A line (a pasted text may hold several), without its end. EOFError: no more come."""
+        """A line (a pasted text may hold several), without its end. EOFError: no more come, or the terminal is gone."""
         ...
 
 
@@ -28,9 +28,12 @@ class PlainLines:
     """Lines of standard input, the prompt on standard error: for pipes, dumb terminals and screen readers."""
 
     def read(self, prompt: str, draft: str = "") -> str:
-        if prompt and sys.stderr is not None:
-            print(prompt, end="", file=sys.stderr, flush=True)
-        line = sys.stdin.buffer.readline(MOST_BYTES + 1)
+        try:
+            if prompt and sys.stderr is not None:
+                print(prompt, end="", file=sys.stderr, flush=True)
+            line = sys.stdin.buffer.readline(MOST_BYTES + 1)
+        except OSError:
+            line = b""
         if not line:
             raise EOFError
         return decode(line, "the line")

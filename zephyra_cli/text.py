@@ -38,16 +38,16 @@ def shorten(text: str, width: int) -> str:
     return text if cells(text) <= width else _head(text, width - 1).rstrip() + "…"
 
 
-def wrapped(text: str, width: int) -> list[str]:
-    """A text as lines of at most `width` cells, broken at spaces where there are any."""
+def wrapped(text: str, width: int, *, whole_words: bool = False) -> list[str]:
+    """A text as lines of at most `width` cells, broken at spaces where there are any (`whole_words`: only there)."""
     lines, line = [], ""
-    for word in text.split(" "):
-        if line and cells(line) + 1 + cells(word) > width:
+    for number, word in enumerate(text.split(" ")):
+        if line.strip() and cells(line) + 1 + cells(word) > width:
             lines.append(line)
             line = word
         else:
-            line = f"{line} {word}" if line else word
-        while cells(line) > width:
+            line = f"{line} {word}" if number else word
+        while not whole_words and cells(line) > width:
             head = _head(line, width) or line[0]
             lines.append(head)
             line = line[len(head) :]

@@ -72,12 +72,15 @@ def write_json(value: Any) -> None:
 
 
 def columns(stream: TextIO | None) -> int | None:
-    """The width of the terminal; None where it is none and lines may be of any length."""
+    """The width of the terminal; None where it is none, or does not say, and lines may be of any length."""
     if stream is None or not stream.isatty():
         return None
-    import shutil
-
-    return shutil.get_terminal_size().columns
+    if (told := os.environ.get("COLUMNS", "")).isdecimal():
+        return int(told) or None
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or None
+    except OSError:
+        return None
 
 
 def table(rows: Iterable[Sequence[str]], *, right: Sequence[int] = (), width: int | None = None) -> str:
@@ -108,7 +111,7 @@ LEAST_COLUMN = 20  # cells: narrower, a text is no longer pleasant to read
 
 
 def _stacked(row: Sequence[str], width: int) -> str:
-    first, *rest = [cell for cell in row if cell]
+    first, *rest = [cell for cell in row if cell] or [""]
     lines = [*wrapped(first, width), *(f"  {line}" for cell in rest for line in wrapped(cell, width - 2))]
     return "".join(line.rstrip() + "\n" for line in lines)
 
@@ -128,11 +131,20 @@ def note(text: str) -> None:
     """A line beside the answer; nobody hears it where the terminal is gone."""
     if sys.stderr is not None:
         try:
-            print(visible(text) if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
+            print(_fitted(text) if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
         except BrokenPipeError:
             raise
         except OSError:
             pass
+
+
+def _fitted(text: str) -> str:
+    """As a terminal may show it, broken between words. (A path that is longer than a line stays whole.)"""
+    width = columns(sys.stderr)
+    if width is None:
+        return visible(text)
+    lines = (line for part in visible(text).split("\n") for line in wrapped(part, width, whole_words=True))
+    return "\n".join(lines)
 
 
 def complain(message: str, hint: str | None) -> None:

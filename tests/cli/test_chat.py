@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
-import subprocess
-import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from pseudo_terminal import Terminal
 
-from tests.cli.process import PROGRAM, Run
+from tests.cli.process import Run
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
 
@@ -47,62 +44,6 @@ def test_a_place_that_cannot_be_written_is_said(zephyra: Run, tiny_pack: Path, h
     done = zephyra("chat", "-m", tiny_pack, "-n", 4, stdin=b"one")
     assert done.returncode == 0 and done.stdout and b"nothing of this chat is kept" in done.stderr
     assert zephyra("chat", "-m", tiny_pack, "-c").returncode == 1
-
-
-class Terminal:
-    """The program on a pseudo-terminal that answers no questions; `sees` waits until it has shown something."""
-
-    def __init__(self, *arguments: object, **environment: str) -> None:
-        self.leader, follower = pty.openpty()
-        self.process = subprocess.Popen(
-            [*PROGRAM, *map(str, arguments)],
-            stdin=follower,
-            stdout=follower,
-            stderr=follower,
-            env=os.environ | {"PROMPT_TOOLKIT_NO_CPR": "1"} | environment,
-            start_new_session=True,
-            preexec_fn=lambda: _take_terminal(follower),
-        )
-        os.close(follower)
-        os.set_blocking(self.leader, False)
-        self.shown = ""
-
-    def types(self, text: str) -> None:
-        os.write(self.leader, text.encode())
-
-    def sees(self, pattern: str, seconds: float = 30) -> str:
-        """What was shown since the last call, up to and with the pattern."""
-        deadline = time.monotonic() + seconds
-        while not (found := re.search(pattern, self.shown)):
-            assert time.monotonic() < deadline, f"{pattern!r} never came, this did: {self.shown!r}"
-            self._read()
-        seen, self.shown = self.shown[: found.end()], self.shown[found.end() :]
-        return seen
-
-    def leaves(self) -> int:
-        """Ctrl-D until it is gone (a Ctrl-C before it may have emptied the terminal's queue); the exit status."""
-        deadline = time.monotonic() + 30
-        while self.process.poll() is None:
-            assert time.monotonic() < deadline, f"it does not end: {self.shown!r}"
-            with suppress(OSError):
-                self.types("\x04")
-            time.sleep(0.1)
-            self._read()
-        os.close(self.leader)
-        return self.process.returncode
-
-    def _read(self) -> None:
-        try:
-            self.shown += os.read(self.leader, 1 << 16).decode(errors="replace")
-        except (BlockingIOError, OSError):
-            time.sleep(0.02)
-
-
-def _take_terminal(descriptor: int) -> None:
-    import fcntl
-    import termios
-
-    fcntl.ioctl(descriptor, termios.TIOCSCTTY, 0)
 
 
 @pytest.mark.parametrize("terminal", ["xterm-256color", "dumb"])
