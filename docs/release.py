@@ -32,7 +32,10 @@ DOMAINS = {
 }
 
 
-def make_pack(runs: Path) -> None:
+EXAMPLES, EXAMPLES_OF_A_DOMAIN = "router_examples.jsonl.gz", 80
+
+
+def make_pack(runs: Path, data: Path) -> None:
     from zephyra_converters.convert import Options, convert
 
     options = Options(
@@ -50,6 +53,26 @@ def make_pack(runs: Path) -> None:
     )
     for part in convert(runs / "base", NANO, options).parts:
         print(part.file, part.quantization, part.bytes, part.verification)
+    put_examples(NANO, data)
+
+
+def put_examples(pack: Path, data: Path) -> None:
+    """What the pack's router needs to learn a newcomer: some prompts of every domain and of none."""
+    from zephyra_cli.examples import Example, write_examples
+    from zephyra_fusion.train.router_data import drawn_examples
+
+    manifest = json.loads((pack / "zephyra.json").read_text(encoding="utf-8"))
+    drawn = drawn_examples(data, manifest["router"]["labels"], EXAMPLES_OF_A_DOMAIN)
+    write_examples(pack / EXAMPLES, [Example(prompt, label) for prompt, label in drawn])
+    manifest["router"]["examples"] = EXAMPLES
+    record(manifest, pack, EXAMPLES, ORIGIN)
+    (pack / "zephyra.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def record(manifest: dict[str, Any], pack: Path, file: str, source: str) -> None:
+    data = (pack / file).read_bytes()
+    sha256 = hashlib.sha256(data).hexdigest()
+    manifest["files"][file] = {"sha256": sha256, "size": len(data), "license": LICENSE, "source": source}
 
 
 def figures_as_markdown(measured: dict[str, Any], *, tables: bool) -> str:
@@ -91,12 +114,7 @@ def write_card(figures: Path) -> None:
     text = TEMPLATE.read_text(encoding="utf-8").replace("{{figures}}", figures_as_markdown(measured, tables=True))
     (NANO / "README.md").write_text(text, encoding="utf-8")
     manifest = json.loads((NANO / "zephyra.json").read_text(encoding="utf-8"))
-    manifest["files"]["README.md"] = {
-        "sha256": hashlib.sha256(text.encode()).hexdigest(),
-        "size": len(text.encode()),
-        "license": LICENSE,
-        "source": "docs/release.py",
-    }
+    record(manifest, NANO, "README.md", "docs/release.py")
     (NANO / "zephyra.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     before, _, rest = readme.partition(BEGIN)
@@ -109,9 +127,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("step", choices=("pack", "card"))
     parser.add_argument("path", type=Path, nargs="?", help="the runs folder, or the figures")
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="default: %(default)s")
     options = parser.parse_args()
     if options.step == "pack":
-        make_pack(options.path or ROOT / "runs" / "nano")
+        make_pack(options.path or ROOT / "runs" / "nano", options.data)
     else:
         write_card(options.path or ROOT / "figures.json")
 

@@ -39,7 +39,7 @@ GROUND_FLOOR = {
 
 # Above the ground floor torch is free in zephyra_fusion. Elsewhere only these may import it (or what imports it),
 # and only inside a function.
-TORCH_GATEWAYS = {"zephyra_converters.torch_file", "zephyra_cli.commands.train"}
+TORCH_GATEWAYS = {"zephyra_converters.torch_file", "zephyra_converters.adapter_merge", "zephyra_cli.commands.train"}
 _TORCH_PARTS = (  # noqa: SIM905
     "model layers lora checkpoint train router_model generate sampling merge prune parallel static_step"
 ).split()
@@ -56,14 +56,15 @@ EAGER = {
 FLOORS = [
     {"backends.protocol", "conversations", "database", "devices", "domain", "interruption", "pack", "prompt", "routing"}
     | {"settings", "text", "home_file", "config_file", "code_block", "prompt_template"}
-    | {"held_out", "calibration", "likelihood"}
+    | {"held_out", "calibration", "likelihood", "detectors", "examples"}
     | {"structure"},
     {"backends"},
-    {"bare", "drafting", "template"},
+    {"bare", "drafting", "prompt_router", "template"},
     {"engine"},
     {"session", "openai", "worker", "evaluation"},
     {"follow", "progress", "ui"},
     {"disk", "download", "hub", "install", "pull", "pull_adapter", "quantization", "store"} | {"complete", "replay"},
+    {"pack_change", "specialists"},
     {"proposal", "shell_keys"},
     {"chat", "line_editor", "log", "markdown", "server", "slash", "transcript"},
     {"talk"},

@@ -6,8 +6,9 @@ import json
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from zephyra_cli.domain import AUTO, parse_domain
 from zephyra_cli.routing import Decision, chosen, routed
@@ -20,13 +21,8 @@ from zephyra_fusion.types import Message, Route, SamplingParams, Segment
 if TYPE_CHECKING:
     from zephyra_cli.backends.protocol import Backend, GenerationUsage
     from zephyra_cli.pack import Pack
+    from zephyra_cli.prompt_router import Classifier, PromptRouter
     from zephyra_cli.settings import Settings
-
-
-class Classifier(Protocol):
-    """Tiny ada's network: the base's token ids in, one logit a label out."""
-
-    def logits(self, token_ids: Sequence[int]) -> list[float]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,23 +164,14 @@ class Engine:
 
     def route(self, prompt: str) -> Route:
         """What the router says of a prompt. ZephyraError: the model has none."""
-        router = self.pack.router
-        if router is None:
-            raise ZephyraError(f"model '{self.pack.name}' has no router", hint="choose with -d; see zephyra domains")
-        if self.classifier is None:
-            from zephyra_cli.backends.classifier import LlamaClassifier
+        return self.router.route(prompt)
 
-            path = self.pack.path(self.pack.router_file)
-            classifier = LlamaClassifier(path, threads=self.threads, max_tokens=router.max_tokens)
-            if tuple(classifier.labels) != router.labels:
-                raise ZephyraError(
-                    f"'{path}' was trained for the labels {', '.join(classifier.labels)}, "
-                    f"the manifest says {', '.join(router.labels)}"
-                )
-            self.classifier = classifier
-        start = time.perf_counter()
-        logits = self.classifier.logits(router.window(self.backend.encode(prompt)))
-        return router.decide(logits, router_ms=1000.0 * (time.perf_counter() - start))
+    @cached_property
+    def router(self) -> PromptRouter:
+        """ZephyraError: the model has none."""
+        from zephyra_cli.prompt_router import PromptRouter
+
+        return PromptRouter(self.pack, self.backend.encode, self.classifier, self.threads)
 
     def generate(self, request: Request) -> Generator[str | Answer, None, None]:
         """Pieces of the answer as they come, then the `Answer`.

@@ -81,7 +81,7 @@ class Routing:
     @classmethod
     def of(cls, engine: Engine, held_out: HeldOut, limit: int | None) -> Routing:
         """Domains that the router does not know are left out: it cannot be right about them."""
-        known = engine.pack.router.labels if engine.pack.router else ()
+        known = engine.pack.routed
 
         def routed(domain: str) -> list[Route]:
             return [engine.route(question(record)) for record in held_out.valid(domain, limit)]

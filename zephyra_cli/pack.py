@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
+from zephyra_cli.detectors import Detector
 from zephyra_fusion.chat import ZEPHYRA, ChatTemplate
 from zephyra_fusion.errors import ZephyraError, did_you_mean
 from zephyra_fusion.router import NONE, Router
@@ -65,6 +67,9 @@ class Pack:
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
     router: Router | None = None
     router_file: str = ""
+    newcomers: tuple[Detector, ...] = ()
+    newcomers_file: str = ""
+    examples_file: str = ""
     draft: str | None = None
     chat: ChatTemplate | None = ZEPHYRA
     generation: SamplingParams = SamplingParams()
@@ -104,10 +109,7 @@ class Pack:
                 description=_take(entry, "description", str, where, ""),
                 rank=_take(entry, "rank", int, where, 0),
             )
-        router, router_file = None, ""
-        if values.get("router") is not None:
-            entry = _take(values, "router", dict, "")
-            router, router_file = _router(entry, adapters), _file(entry, "router.")
+        router = _take(values, "router", dict, "") if values.get("router") is not None else None
         records = {
             safe_path(name): FileRecord(
                 sha256=_take(_check(entry, dict, f"files.{name}"), "sha256", str, f"files.{name}."),
@@ -129,8 +131,7 @@ class Pack:
             context_length=_take(base, "context_length", int, "base.", 0),
             quantization=_take(base, "quantization", str, "base.", ""),
             adapters=adapters,
-            router=router,
-            router_file=router_file,
+            **({} if router is None else _routing(router, adapters)),
             draft=None if draft is None else _file(_check(draft, dict, "draft"), "draft."),
             chat=None if (chat := values.get("chat", asdict(ZEPHYRA))) is None else _chat(_check(chat, dict, "chat")),
             generation=_generation(_take(values, "generation", dict, "", {})),
@@ -141,8 +142,17 @@ class Pack:
     @property
     def used(self) -> list[str]:
         """The files that an answer may need."""
-        named = [self.base, *(adapter.file for adapter in self.adapters.values()), self.router_file, self.draft or ""]
+        named = [self.base, *(adapter.file for adapter in self.adapters.values()), self.router_file]
+        named += [self.newcomers_file, self.examples_file, self.draft or ""]
         return [name for name in named if name]
+
+    @property
+    def routed(self) -> frozenset[str]:
+        """The domains that the router can choose."""
+        if self.router is None:
+            return frozenset()
+        domains = {self.router.answers.get(label, label) for label in self.router.labels}
+        return frozenset(domains | {newcomer.name for newcomer in self.newcomers}) - {NONE}
 
     @classmethod
     def bare(cls, file: Path) -> Pack:
@@ -209,16 +219,45 @@ def _file(entry: Mapping[str, Any], where: str) -> str:
     return safe_path(_take(entry, "file", str, where))
 
 
-def _router(entry: Mapping[str, Any], adapters: Mapping[str, Adapter]) -> Router:
+def _routing(entry: Mapping[str, Any], adapters: Mapping[str, Adapter]) -> dict[str, Any]:
+    """The fields of a pack that say how it routes."""
     labels = tuple(_check(label, str, "router.labels") for label in _take(entry, "labels", list, "router."))
-    if homeless := sorted(set(labels) - set(adapters) - {NONE}):
+    answers = {
+        label: _check(domain, str, f"router.answers.{label}")
+        for label, domain in _take(entry, "answers", dict, "router.", {}).items()
+    }
+    newcomers = _take(entry, "newcomers", dict, "router.") if entry.get("newcomers") is not None else {}
+    detectors = tuple(_detector(item, labels) for item in _take(newcomers, "domains", list, "router.newcomers.", []))
+    domains = {answers.get(label, label) for label in labels} | {detector.name for detector in detectors}
+    if homeless := sorted(domains - set(adapters) - {NONE}):
         raise ZephyraError(f"the router names domains without an adapter: {', '.join(homeless)}")
-    return Router(
+    router = Router(
         labels=labels,
         temperature=_take(entry, "temperature", float, "router.", 1.0),
         threshold=_take(entry, "threshold", float, "router."),
         max_tokens=_take(entry, "max_tokens", int, "router."),
+        answers=answers,
     )
+    return {
+        "router": router,
+        "router_file": _file(entry, "router."),
+        "newcomers": detectors,
+        "newcomers_file": _file(newcomers, "router.newcomers.") if detectors else "",
+        "examples_file": safe_path(_take(entry, "examples", str, "router.")) if "examples" in entry else "",
+    }
+
+
+def _detector(entry: Any, labels: tuple[str, ...]) -> Detector:
+    where = "router.newcomers.domains."
+    shares = _take(_check(entry, dict, where[:-1]), "shares", list, where)
+    if len(shares) != len(labels):
+        raise ZephyraError(f"{where}shares has {len(shares)} numbers for {len(labels)} labels")
+    numbers = [_check(share, float, where + "shares") for share in shares]
+    bias, sharpness = _take(entry, "bias", float, where), _take(entry, "sharpness", float, where)
+    if not all(math.isfinite(number) for number in (*numbers, bias)) or not 0.0 < sharpness <= 1000.0:
+        raise ZephyraError(f"{where[:-1]}: a number is not finite, or the sharpness is not between 0 and 1000")
+    named = dict(zip(labels, numbers, strict=True))
+    return Detector(name=_take(entry, "name", str, where), shares=named, bias=bias, sharpness=sharpness)
 
 
 def _chat(entry: Mapping[str, Any]) -> ChatTemplate:

@@ -11,6 +11,7 @@ from zephyra_cli.domain import AUTO, parse_domain
 from zephyra_cli.engine import Answer, Engine, Request
 from zephyra_cli.routing import USER, Decision, SwitchPolicy, chosen
 from zephyra_fusion.errors import ZephyraError
+from zephyra_fusion.router import NONE
 from zephyra_fusion.types import Message, Route, SamplingParams
 
 ANSWER_SHARE = 4  # an answer gets at least this part of the context (a quarter), or all of its --max-tokens
@@ -115,8 +116,8 @@ class Session:
 
     def _current(self) -> str | None:
         """The one label that answered last; a blend is none that the router could stay with."""
-        router = self.engine.pack.router
-        known = {*self.engine.pack.adapters, *(router.labels if router else ())}
+        pack = self.engine.pack
+        known = {*pack.adapters, *((NONE,) if pack.router else ())}
         return self.who if self.who in known else None
 
     def _answer(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.types import Route
@@ -16,13 +16,15 @@ NONE = "none"
 class Router:
     """Labels in the order of the logits, the calibration (`temperature`) and the price of trust (`threshold`).
 
-    `max_tokens` is the most that the classifier reads of a prompt.
+    `max_tokens` is the most that the classifier reads of a prompt. `answers`: who answers instead of a label, where its
+    domain was merged into another one or removed (`none`).
     """
 
     labels: tuple[str, ...]
     temperature: float = 1.0
     threshold: float = 0.5
     max_tokens: int = 256
+    answers: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         wrong = []
@@ -47,7 +49,7 @@ class Router:
         head = self.max_tokens // 2
         return [*token_ids[:head], *token_ids[len(token_ids) - (self.max_tokens - head) :]]
 
-    def probabilities(self, logits: Sequence[float]) -> dict[str, float]:
+    def shares(self, logits: Sequence[float]) -> dict[str, float]:
         """softmax(logits / temperature) by label. ZephyraError: another number of logits, or one that is no number."""
         if len(logits) != len(self.labels):
             raise ZephyraError(f"the router gave {len(logits)} logits for {len(self.labels)} labels")
@@ -58,10 +60,31 @@ class Router:
         total = math.fsum(shares)
         return {label: share / total for label, share in zip(self.labels, shares, strict=True)}
 
-    def decide(self, logits: Sequence[float], *, router_ms: float = 0.0) -> Route:
-        """The best label alone at full weight; the bare base where that label is `none` or too unlikely."""
-        probabilities = self.probabilities(logits)
-        best = max(probabilities, key=probabilities.__getitem__)
-        if best == NONE or probabilities[best] < self.threshold:
+    def probabilities(self, logits: Sequence[float]) -> dict[str, float]:
+        """The shares by domain: `answers` taken into account."""
+        found: dict[str, float] = {}
+        for label, share in self.shares(logits).items():
+            domain = self.answers.get(label, label)
+            found[domain] = found.get(domain, 0.0) + share
+        return found
+
+    def decide(
+        self, logits: Sequence[float], *, odds: Mapping[str, float] | None = None, router_ms: float = 0.0
+    ) -> Route:
+        """The best domain alone at full weight; the bare base where that is `none` or too unlikely.
+
+        `odds` of the newcomers, each against all that the classifier knows (`detectors.Detectors`): one above 1 wins.
+        Where there is none above 1, they change nothing but the probabilities.
+        """
+        known, odds = self.probabilities(logits), odds or {}
+        whole = 1.0 + math.fsum(odds.values())
+        probabilities = {domain: share / whole for domain, share in known.items()}
+        for domain, odd in odds.items():
+            probabilities[domain] = probabilities.get(domain, 0.0) + odd / whole
+        best = max(known, key=known.__getitem__)
+        trusted = best != NONE and known[best] >= self.threshold
+        if odds and odds[newcomer := max(odds, key=odds.__getitem__)] > 1.0:
+            best, trusted = newcomer, True
+        if not trusted:
             return Route(domain=NONE, weights={}, probabilities=probabilities, abstained=True, router_ms=router_ms)
         return Route(domain=best, weights={best: 1.0}, probabilities=probabilities, router_ms=router_ms)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +91,18 @@ def tensor_reader(path: Path, info: TensorInfo) -> Callable[[], np.ndarray]:
         except NotImplementedError:
             raise ZephyraError(f"{path}: tensor '{info.name}' is {info.type_name}, which cannot be read back") from None
         return rows.reshape(shape)
+
+    return read
+
+
+def row_reader(path: Path, info: TensorInfo) -> Callable[[int, int], np.ndarray]:
+    """Reads `count` rows of a matrix from row `start` on, as float32: a large table need not be in memory whole."""
+    length, rows = info.shape[0], math.prod(info.shape[1:])
+    size = info.size // rows
+
+    def read(start: int, count: int) -> np.ndarray:
+        part = replace(info, shape=(length, count), offset=info.offset + start * size, size=count * size)
+        return tensor_reader(path, part)()
 
     return read
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from zephyra_fusion.sources import read_records
+from zephyra_fusion.sources import read_lines, read_records, source_file
 from zephyra_fusion.train.config import RouterRecipe
 
 NONE = "none"
@@ -28,6 +30,37 @@ def labelled_prompts(recipe: RouterRecipe) -> dict[str, list[str]]:
         chance.shuffle(texts)
         prompts[NONE] += texts[:count]
     return prompts
+
+
+# Not to be passed on as text: shared under terms of their own, or gathered from unnamed places.
+WITHHELD = ("alexa/Topical-Chat", "uberspot/OpenTriviaQA", "nishkalavallabhi/OneStopEnglishCorpus")
+_NONE_TEXTS = ("pretrain/dialogues", "pretrain/wikipedia", "pretrain/news_misc")
+_LONGEST = 400  # characters of an example
+
+
+def drawn_examples(data: Path, labels: Sequence[str], count: int, seed: int = 0) -> list[tuple[str, str]]:
+    """(prompt, label): what a pack carries so that its router can learn a newcomer; `count` a domain, thrice for none.
+
+    Half of what stands for none is chat, half sentences; only what may be passed on.
+    """
+    chance, found = random.Random(seed), []
+
+    def take(name: str, label: str, number: int) -> None:
+        most = 3000 if name in _NONE_TEXTS else None  # those are long
+        lines = [line for line in islice(read_lines(source_file(data, name)), most) if allowed(line)]
+        for line in chance.sample(lines, min(number, len(lines))):
+            found.append(((line.get("prompt") or sentence(line["text"], chance))[:_LONGEST], label))
+
+    def allowed(line: Mapping[str, Any]) -> bool:
+        return not str(line.get("source", "")).startswith(WITHHELD)
+
+    for label in labels:
+        if label != NONE:
+            take(f"domains/{label}", label, count)
+    take("chat", NONE, 3 * count // 2)
+    for name in _NONE_TEXTS:
+        take(name, NONE, count // 2)
+    return list(dict.fromkeys(found))
 
 
 def sentence(text: str, chance: random.Random) -> str:
