@@ -37,15 +37,21 @@ def link(source: Path, target: Path) -> None:
             place.unlink(missing_ok=True)
 
 
+class Busy(Exception):
+    """Another process holds the lock."""
+
+
 @contextmanager
-def lock(path: Path, note: Callable[[str], None]) -> Iterator[None]:
-    """Ours alone, across processes; gone with the process."""
+def lock(path: Path, note: Callable[[str], None] | None) -> Iterator[None]:
+    """Ours alone, across processes; gone with the process. Who has to wait is told so; without `note`, Busy."""
     from filelock import FileLock, Timeout
 
     held = FileLock(path)
     try:
         held.acquire(timeout=0)
     except Timeout:
+        if note is None:
+            raise Busy from None
         note("waiting for another zephyra that fetches the same files")
         held.acquire()
     try:

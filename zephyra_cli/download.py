@@ -13,11 +13,11 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from zephyra_cli.disk import digest, link, lock, writable
+from zephyra_cli.disk import Busy, digest, link, lock, writable
 from zephyra_cli.hub import TIMEOUT_S, Patience, Reference, RemoteFile, Repository, explained, patiently
 from zephyra_cli.settings import home
 from zephyra_fusion.errors import ZephyraError
@@ -31,6 +31,24 @@ Progress = Callable[[int, int | None, str], None]
 
 def folder() -> Path:
     return home() / "downloads"
+
+
+def unfinished() -> int:
+    """Bytes of downloads that were broken off."""
+    return sum(path.stat().st_blocks * 512 for path in _remains())  # a part has holes
+
+
+def clean() -> int:
+    """Drop what no running pull is at; returns the bytes."""
+    before = unfinished()
+    for path in _remains():
+        with suppress(Busy), lock(folder() / f"{path.stem[-2:]}.lock", None):
+            path.unlink(missing_ok=True)
+    return before - unfinished()
+
+
+def _remains() -> list[Path]:
+    return [path for path in folder().glob("*") if path.is_file() and path.suffix != ".lock"]
 
 
 class Stopped(Exception):

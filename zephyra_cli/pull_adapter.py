@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zephyra_cli import store
-from zephyra_cli.disk import writable
-from zephyra_cli.download import beginning, folder
+from zephyra_cli.download import beginning
 from zephyra_cli.hub import Reference, RemoteFile
 from zephyra_fusion.errors import ZephyraError
 
@@ -99,22 +100,14 @@ def _header_complete(data: bytes) -> bool:
     return len(data) >= 8 and len(data) >= 8 + min(int.from_bytes(data[:8], "little"), _LONGEST_HEADER)
 
 
-class _shadow:
+@contextmanager
+def _shadow(small: dict[str, bytes], file: RemoteFile, data: bytes) -> Iterator[Path]:
     """A folder with small files and one large file that is only its beginning and a hole, for readers of headers."""
-
-    def __init__(self, small: dict[str, bytes], file: RemoteFile, data: bytes) -> None:
-        self.small, self.file, self.data = small, file, data
-
-    def __enter__(self) -> Path:
-        with writable(folder()):
-            self.temporary = tempfile.TemporaryDirectory(dir=folder(), prefix="shadow-")
-            root = Path(self.temporary.name)
-            for name, content in self.small.items():
-                (root / name).write_bytes(content)
-            with open(root / Path(self.file.name).name, "wb") as large:
-                large.write(self.data)
-                large.truncate(self.file.size)
-        return root
-
-    def __exit__(self, *details: Any) -> None:
-        self.temporary.cleanup()
+    with tempfile.TemporaryDirectory(prefix="zephyra-") as place:
+        root = Path(place)
+        for name, content in small.items():
+            (root / name).write_bytes(content)
+        with open(root / Path(file.name).name, "wb") as large:
+            large.write(data)
+            large.truncate(file.size)
+        yield root

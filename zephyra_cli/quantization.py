@@ -49,7 +49,7 @@ def candidates(files: Mapping[str, RemoteFile]) -> list[Candidate]:
 def quantization_of(stem: str) -> str:
     """The type that a file's name tells ("Q4_K_M", "UD-Q4_K_XL", "F16"), else nothing."""
     match = _TYPE.search(stem)
-    return match[1].upper().replace("FP", "F") if match else ""
+    return re.sub("^FP", "F", match[1].upper()) if match else ""
 
 
 def named(found: Iterable[Candidate], part: str) -> Candidate | None:
@@ -69,7 +69,8 @@ def choose(found: Iterable[Candidate], memory: int) -> tuple[Candidate, str]:
     The best that takes a quarter of the memory at most; where all take more, the usual Q4_K_M or what is next below it;
     at most what leaves a fifth and half a GiB for the cache, the computation and the system.
     """
-    models = [c for c in found if not _NO_MODEL.search(c.name)]
+    found = list(found)
+    models = [c for c in found if len(found) == 1 or not _NO_MODEL.search(c.name)]
     if not models:
         raise ZephyraError("none of the GGUF files looks like a language model", hint="name one: hf:owner/name:FILE")
     if len(models) == 1 and not memory:

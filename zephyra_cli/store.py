@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,8 @@ class Installed:
 
     name: str
     root: Path
-    embedded: bool
+    embedded: bool = False
+    kind: str = "pack"  # or checkpoint, adapter
 
     @property
     def size(self) -> int:
@@ -55,7 +56,23 @@ def _installed() -> Iterator[Installed]:
     if root is not None and DEFAULT_MODEL not in names:
         yield Installed(DEFAULT_MODEL, root, embedded=True)
     for name in names:
-        yield Installed(name, models / name, embedded=False)
+        yield Installed(name, models / name, kind="pack" if (models / name / MANIFEST).is_file() else "checkpoint")
+
+
+def adapters() -> list[Installed]:
+    """The adapters that were pulled and are in no pack yet."""
+    from zephyra_cli.install import RECEIPT
+
+    roots = sorted(path.parent for path in (home() / "adapters").glob(f"[!.]*/{RECEIPT}"))
+    return [Installed(root.name, root, kind="adapter") for root in roots]
+
+
+def named(name: str) -> Installed:
+    """The installed model or adapter of that name. ZephyraError: there is none."""
+    known = {model.name: model for model in (*adapters(), *_installed())}
+    if name not in known:
+        raise ZephyraError(f"'{name}' is not installed", hint=did_you_mean(name, known))
+    return known[name]
 
 
 def find(reference: str, *, offline: bool = False) -> Pack:
@@ -138,12 +155,10 @@ def came_from(root: Path, wanted: Reference) -> bool:
 
 def contents() -> dict[str, Path]:
     """All files of the installed models and adapters by their sha256, as their manifests say."""
-    from zephyra_cli.install import RECEIPT, receipt_of
+    from zephyra_cli.install import receipt_of
 
     found = {}
-    roots = [model.root for model in _installed()]
-    roots += [path.parent for kind in ("models", "adapters") for path in (home() / kind).glob(f"[!.]*/{RECEIPT}")]
-    for root in roots:
+    for root in [model.root for model in (*_installed(), *adapters())]:
         files = receipt_of(root).get("files")
         for name, record in files.items() if isinstance(files, dict) else ():
             if isinstance(record, dict) and isinstance(digest := record.get("sha256"), str):
@@ -151,38 +166,42 @@ def contents() -> dict[str, Path]:
     return found
 
 
-def remove(name: str) -> Installed:
-    """Delete an installed pack. ZephyraError: unknown, or the embedded one."""
-    models = {model.name: model for model in _installed()}
-    if name not in models:
-        raise ZephyraError(f"model '{name}' is not installed", hint=did_you_mean(name, models))
-    if models[name].embedded:
+def remove(name: str) -> tuple[Installed, int]:
+    """Delete an installed model or adapter; also says how many bytes that freed: what others share stays.
+
+    ZephyraError: unknown, or the embedded one.
+    """
+    model = named(name)
+    if model.embedded:
         raise ZephyraError(f"'{name}' is the default model inside zephyra itself and cannot be removed")
     import shutil
 
+    root = model.root
+    facts = [] if root.is_symlink() else [path.stat() for path in root.rglob("*") if path.is_file()]
     try:
-        root = models[name].root
         root.unlink() if root.is_symlink() else shutil.rmtree(root)  # a link to someone's folder is only a link
     except OSError as error:
-        raise ZephyraError(f"cannot remove '{models[name].root}': {error.strerror}") from None
-    return models[name]
+        raise ZephyraError(f"cannot remove '{root}': {error.strerror}") from None
+    return model, sum(fact.st_size for fact in facts if fact.st_nlink == 1)
 
 
 def verify(pack: Pack) -> list[str]:
     """What is wrong with the files of a pack, read whole: missing, changed, or unknown to the manifest."""
-    import hashlib
+    wrong = [f"{name}: used, but the manifest has no hash of it" for name in pack.used if name not in pack.files]
+    return changed(pack.root, {name: (file.size, file.sha256) for name, file in pack.files.items()}) + wrong
+
+
+def changed(root: Path, files: Mapping[str, tuple[int, str]]) -> list[str]:
+    """What is wrong with files of which size and sha256 are known, by name."""
+    from zephyra_cli.disk import digest
 
     wrong = []
-    for name, record in pack.files.items():
-        path = pack.root / name
+    for name, (size, sha256) in files.items():
+        path = root / name
         if not path.is_file():
             wrong.append(f"{name}: missing")
-        elif path.stat().st_size != record.size:
-            wrong.append(f"{name}: {path.stat().st_size} bytes, the manifest says {record.size}")
-        else:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if digest != record.sha256:
-                wrong.append(f"{name}: sha256 {digest}, the manifest says {record.sha256}")
-    wrong += [f"{name}: used, but the manifest has no hash of it" for name in pack.used if name not in pack.files]
+        elif (found := path.stat().st_size) != size:
+            wrong.append(f"{name}: {found} bytes, the manifest says {size}")
+        elif (read := digest(path, sha256)) != sha256:
+            wrong.append(f"{name}: sha256 {read}, the manifest says {sha256}")
     return wrong

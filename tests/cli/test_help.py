@@ -25,6 +25,7 @@ COMMANDS = [
     "models show",
     "models remove",
     "models verify",
+    "models clean",
     "domains",
     "convert",
     "train",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from zephyra_cli.commands.options import Json
 
+if TYPE_CHECKING:
+    from zephyra_cli.store import Installed
+
 models = typer.Typer(add_completion=False, rich_markup_mode=None, help="The models that are installed.")
-Name = Annotated[str, typer.Argument(help="A model's name, or the path of a pack.")]
+Name = Annotated[str, typer.Argument(help="The name of a model or an adapter, or the path of a pack.")]
 
 
 @models.callback(invoke_without_command=True)
@@ -17,42 +21,79 @@ def list_models(context: typer.Context, json: Json = False) -> None:
     """The models that are installed."""
     if context.invoked_subcommand is not None:
         return
-    from zephyra_cli import store, ui
-    from zephyra_cli.pack import Pack
+    from zephyra_cli import download, store, ui
     from zephyra_fusion.errors import ZephyraError
 
     rows: list[dict[str, Any]] = []
-    for model in store.installed():
+    for model in (*store.installed(), *store.adapters()):
         try:
-            pack = Pack.read(model.root)
+            rows.append(_facts(model))
         except ZephyraError as error:
             ui.note(f"warning: {error.message}")
-            continue
-        rows.append(
-            {
-                "name": model.name,
-                "embedded": model.embedded,
-                "path": str(model.root),
-                "size_bytes": model.size,
-                "parameters": pack.parameters,
-                "domains": list(pack.adapters),
-                "description": pack.description,
-            }
-        )
+    used, unfinished = (
+        store.size_of(model.root for model in (*store.installed(), *store.adapters())),
+        download.unfinished(),
+    )
+    shared = sum(row["size_bytes"] for row in rows) - used
     if json:
-        ui.write_json({"models": rows})
+        ui.write_json({"models": rows, "size_bytes": used, "shared_bytes": shared, "unfinished_bytes": unfinished})
         return
-    cells = [(r["name"], _size(r["size_bytes"]), _count(r["parameters"]), ", ".join(r["domains"]) or "-") for r in rows]
-    ui.write(ui.table([("NAME", "SIZE", "PARAMETERS", "DOMAINS"), *cells], right=(1, 2)))
+    head = ("NAME", "KIND", "SIZE", "TYPE", "CONTEXT", "PARAMETERS", "LICENSE", "DOMAINS")
+    ui.write(ui.table([head, *map(_cells, rows)], right=(2, 4, 5)))
+    ui.note(f"{_size(used)} on disk" + (f", {_size(shared)} of it shared by several" if shared else ""))
+    if unfinished:
+        ui.note(f"{_size(unfinished)} of unfinished downloads: pull again to go on, zephyra models clean drops them")
+
+
+def _facts(model: Installed) -> dict[str, Any]:
+    from zephyra_cli.install import receipt_of
+    from zephyra_cli.pack import Pack
+
+    facts: dict[str, Any] = {
+        "name": model.name,
+        "kind": model.kind,
+        "embedded": model.embedded,
+        "path": str(model.root),
+        "size_bytes": model.size,
+    }
+    record = receipt_of(model.root)
+    if model.kind != "pack":
+        return facts | {"license": record.get("license", ""), "source": record.get("source")}
+    pack = Pack.read(model.root)
+    return facts | {
+        "parameters": pack.parameters,
+        "quantization": pack.quantization,
+        "context_length": pack.context_length,
+        "domains": list(pack.adapters),
+        "license": pack.license,
+        "description": pack.description,
+        "source": record.get("source"),
+    }
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        row["name"],
+        row["kind"],
+        _size(row["size_bytes"]),
+        row.get("quantization") or "-",
+        str(row.get("context_length") or "-"),
+        _count(row.get("parameters", 0)),
+        row["license"] or "-",
+        ", ".join(row.get("domains", ())) or "-",
+    )
 
 
 @models.command()
 def show(name: Name, json: Json = False) -> None:
-    """Show a model: domains, router, files, licences."""
+    """Show a model: domains, router, files, licences, where it came from."""
     from zephyra_cli import store, ui
 
-    pack = store.find(name)
-    router = pack.router
+    if (other := _no_pack(name)) is not None:
+        _show_files(other, json)
+        return
+    pack = store.find(name, offline=True)
+    router, source = pack.router, pack.source
     facts: dict[str, Any] = {
         "name": pack.name,
         "description": pack.description,
@@ -62,6 +103,7 @@ def show(name: Name, json: Json = False) -> None:
         "parameters": pack.parameters,
         "context_length": pack.context_length,
         "quantization": pack.quantization,
+        "source": source and {"repository": source.repository, "commit": source.commit, "reference": source.reference},
         "router": router and {"labels": list(router.labels), "threshold": router.threshold},
         "domains": {name: adapter.description for name, adapter in pack.adapters.items()},
         "files": {
@@ -74,6 +116,7 @@ def show(name: Name, json: Json = False) -> None:
         return
     plain = ("name", "description", "license", "path", "architecture", "parameters", "context_length", "quantization")
     rows = [(key.replace("_", " "), str(facts[key])) for key in plain if facts[key]]
+    rows += [("source", f"{source.reference}, commit {source.commit}")] if source else []
     rows += [(f"domain {domain}", text) for domain, text in facts["domains"].items()]
     if router is not None:
         rows.append(("router", f"{len(router.labels)} labels, abstains below {100 * router.threshold:.0f} %"))
@@ -81,31 +124,75 @@ def show(name: Name, json: Json = False) -> None:
     ui.write(ui.table(rows))
 
 
+def _show_files(model: Installed, json: bool) -> None:
+    from zephyra_cli import ui
+    from zephyra_cli.install import receipt_of
+
+    record = receipt_of(model.root)
+    if json:
+        ui.write_json(_facts(model) | {"files": record.get("files", {})})
+        return
+    source = record.get("source", {})
+    rows = [
+        ("name", model.name),
+        ("kind", model.kind),
+        ("path", str(model.root)),
+        ("license", record.get("license", "")),
+    ]
+    rows.append(("source", f"{source.get('reference')}, commit {source.get('commit')}"))
+    rows += [(f"file {name}", _size(path["size"])) for name, path in record.get("files", {}).items()]
+    ui.write(ui.table(rows))
+
+
 @models.command()
-def remove(name: Annotated[str, typer.Argument(help="An installed model's name.")]) -> None:
-    """Delete an installed model."""
+def remove(name: Annotated[str, typer.Argument(help="The name of an installed model or adapter.")]) -> None:
+    """Delete an installed model; files that another one shares stay."""
     from zephyra_cli import store, ui
 
-    removed = store.remove(name)
-    ui.note(f"removed {removed.name} ({removed.root})")
+    removed, freed = store.remove(name)
+    ui.note(f"removed {removed.kind} {removed.name} ({removed.root}), {_size(freed)} freed")
 
 
 @models.command()
 def verify(name: Name, json: Json = False) -> None:
     """Check every file of a model against its hash."""
     from zephyra_cli import store, ui
+    from zephyra_cli.install import receipt_of
     from zephyra_fusion.errors import ZephyraError
 
-    pack = store.find(name)
-    if not pack.files:
-        raise ZephyraError(f"model '{pack.name}' has no manifest with hashes, there is nothing to verify against")
-    wrong = store.verify(pack)
+    if (other := _no_pack(name)) is not None:
+        records = receipt_of(other.root).get("files", {})
+        files = {file: (record["size"], record["sha256"]) for file, record in records.items()}
+        called, wrong, source = other.name, store.changed(other.root, files), receipt_of(other.root).get("source")
+    else:
+        pack = store.find(name, offline=True)
+        files, called, source = dict.fromkeys(pack.files, (0, "")), pack.name, pack.source
+        if not pack.files:
+            raise ZephyraError(f"model '{pack.name}' has no manifest with hashes, there is nothing to verify against")
+        wrong = store.verify(pack)
     if json:
-        ui.write_json({"name": pack.name, "files": len(pack.files), "wrong": wrong})
+        ui.write_json({"name": called, "files": len(files), "wrong": wrong})
     if wrong:
-        raise ZephyraError(f"model '{pack.name}' is damaged: {'; '.join(wrong)}", hint="install or convert it again")
+        hint = "pull it again: what is whole is not fetched anew" if source else "install or convert it again"
+        raise ZephyraError(f"'{called}' is damaged: {'; '.join(wrong)}", hint=hint)
     if not json:
-        ui.write(f"{pack.name}: {len(pack.files)} files, all as the manifest says\n")
+        ui.write(f"{called}: {len(files)} files, all as the manifest says\n")
+
+
+@models.command()
+def clean() -> None:
+    """Drop downloads that were broken off."""
+    from zephyra_cli import download, ui
+
+    ui.note(f"{_size(download.clean())} freed")
+
+
+def _no_pack(name: str) -> Installed | None:
+    """An installed checkpoint or adapter of that name."""
+    from zephyra_cli import store
+
+    known = {model.name: model for model in (*store.adapters(), *store.installed())}
+    return known[name] if name in known and known[name].kind != "pack" else None
 
 
 def _size(size: int) -> str:
