@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from tests.cli.scripted import FIRST_BYTE, ScriptedBackend
 from zephyra_cli.engine import Answer, Engine
 from zephyra_cli.pack import Adapter, Pack
 from zephyra_cli.routing import SwitchPolicy
-from zephyra_cli.session import Session
+from zephyra_cli.session import SUMMARIZE, Session
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.router import Router
 from zephyra_fusion.types import Route, SamplingParams
@@ -165,3 +166,67 @@ def test_an_interruption_before_the_first_word_leaves_no_turn(pack: Pack) -> Non
     with pytest.raises(KeyboardInterrupt):
         list(made.ask("a shell question"))
     assert made.turns == []
+
+
+def summarizing(made: Session) -> Answer:
+    *_, answer = made.compact()
+    assert isinstance(answer, Answer)
+    return answer
+
+
+def text_of(prompt: list[int]) -> str:
+    return bytes(token - FIRST_BYTE for token in prompt if token >= FIRST_BYTE).decode()
+
+
+def test_a_summary_stands_for_the_turns_before_it(pack: Pack) -> None:
+    made = session(pack, b"yes", system="be brief", domain="shell")
+    with pytest.raises(ZephyraError, match="nothing to summarize"):
+        summarizing(made)
+    ask(made, "question one"), ask(made, "question two")
+    made.engine.backend.pieces = (b"they asked twice",)  # type: ignore[attr-defined]
+    assert summarizing(made).weights == {}, "the bare base summarizes"
+    assert [turn.summary for turn in made.turns] == [False, False, True] and made.who == "shell"
+    ask(made, "question three")
+    asked, said = text_of(prompts(made)[-2]), text_of(prompts(made)[-1])
+    assert asked == f"be briefquestion oneyesquestion twoyes{SUMMARIZE}"
+    assert said == f"be brief{SUMMARIZE}they asked twicequestion three"
+    made.undo(), made.undo()
+    ask(made, "question four")
+    assert text_of(prompts(made)[-1]) == "be briefquestion oneyesquestion twoyesquestion four", "undone, all is back"
+
+
+def test_what_is_too_long_for_one_prompt_is_summarized_in_parts(pack: Pack) -> None:
+    made = session(pack, b"yes", domain="none")
+    for number in range(12):
+        ask(made, f"question number {number}")
+    made.engine.backend.context_length = 300
+    asked = len(prompts(made))
+    made.engine.backend.pieces = (b"in short",)  # type: ignore[attr-defined]
+    summarizing(made)
+    parts = [text_of(prompt) for prompt in prompts(made)[asked:]]
+    assert len(parts) > 2 and all(len(prompt) + 8 <= 300 for prompt in prompts(made)[asked:])
+    assert all(part.startswith(f"{SUMMARIZE}in short") for part in parts[1:])
+    assert all(sum(f"number {n}yes" in part for part in parts) == 1 for n in range(12)), "each turn once, none left out"
+    assert len(made.turns) == 13 and made.turns[-1].summary
+
+
+@pytest.mark.parametrize("pieces", [(b" ",), (KeyboardInterrupt(),), (b"half", KeyboardInterrupt())])
+def test_a_summary_that_does_not_come_changes_nothing(pack: Pack, pieces: tuple[bytes | BaseException, ...]) -> None:
+    made = session(pack, b"yes", domain="none")
+    ask(made, "question one")
+    made.engine.backend.pieces = pieces  # type: ignore[attr-defined]
+    with suppress(KeyboardInterrupt):
+        summarizing(made)
+    assert [turn.question for turn in made.turns] == ["question one"]
+
+
+def test_when_old_turns_leave_the_next_prompts_begin_alike(pack: Pack) -> None:
+    """Else the cache would be worth nothing from the first overflow on."""
+    made = session(pack, b"yes", domain="none")
+    made.engine.backend.context_length = 300
+    for number in range(30):
+        ask(made, f"question number {number:02}")
+    sent = prompts(made)
+    grown = sum(later[: len(earlier)] == earlier for earlier, later in zip(sent, sent[1:], strict=False))
+    assert len(made.told) >= 3 and grown == 29 - len(made.told)  # type: ignore[attr-defined]
+    assert all(len(prompt) + 8 <= 300 for prompt in sent)
