@@ -41,6 +41,7 @@ class Adapter:
     base: str = ""  # what the file says it was trained on
     base_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of the base's tensors that it carries
     license: str | None = None
+    base_fingerprint: str = ""  # of a GGUF adapter that knows its base (`fingerprint`)
 
     @property
     def rank(self) -> int:

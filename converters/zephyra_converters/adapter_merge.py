@@ -102,10 +102,6 @@ def _adapter(model: nn.Module, modules: list[str], inside: str, name: str) -> Ad
     for module, layer in zip(modules, model.children(), strict=True):
         assert isinstance(layer, LoRALinear)
         if inside in layer.scaling:
-            a, b = (_lazy(module, factor.detach().numpy()) for factor in layer.factors(inside))
+            a, b = (LazyTensor.holding(module, factor.detach().numpy()) for factor in layer.factors(inside))
             pairs[module] = LoraPair(a, b, layer.scaling[inside])
     return Adapter(pairs=pairs, path=Path(name), name=name)
-
-
-def _lazy(name: str, values: Any) -> LazyTensor:
-    return LazyTensor(name, tuple(values.shape), "F32", lambda: values)

@@ -3,29 +3,64 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zephyra_converters.dtypes import to_float32
 from zephyra_fusion.config import FusionConfig
 
 if TYPE_CHECKING:
     import numpy as np
 
 
+_BLOCK = 2**22  # values that are in memory at once: 16 MB of float32
+
+
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor known by name, shape and stored type; `read` fetches it as float32 and keeps nothing."""
+    """A tensor known by name, shape and stored type; its values are fetched by rows and not kept.
+
+    `rows(begin, end)` gives `[end - begin, columns]` as stored (BF16 as 16-bit words), float32 where the type is one
+    of ggml's blocks. All dimensions but the last count as rows; a vector is one row.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str  # safetensors' or ggml's name: F32, BF16, Q8_0 …
-    read: Callable[[], np.ndarray]
+    rows: Callable[[int, int], np.ndarray]
 
     @property
     def size(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def columns(self) -> int:
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def row_count(self) -> int:
+        return math.prod(self.shape[:-1])
+
+    def read(self) -> np.ndarray:
+        """The whole tensor as float32."""
+        return to_float32(self.rows(0, self.row_count), self.dtype, self.name).reshape(self.shape)
+
+    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """(first row, rows as stored), block after block, each of at most 4 M values or one row."""
+        step = max(1, _BLOCK // max(1, self.columns))
+        for begin in range(0, self.row_count, step):
+            yield begin, self.rows(begin, min(begin + step, self.row_count))
+
+    def named(self, name: str) -> LazyTensor:
+        return replace(self, name=name)
+
+    @classmethod
+    def holding(cls, name: str, values: np.ndarray) -> LazyTensor:
+        """A tensor of float32 values that are in memory already."""
+        flat = values.reshape(-1, values.shape[-1])
+        return cls(name, values.shape, "F32", lambda begin, end: flat[begin:end])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,19 +17,23 @@ from zephyra_converters.gguf_write import plan_gguf, write_gguf
 from zephyra_converters.hf import read_hf
 from zephyra_converters.json_file import read_json
 from zephyra_converters.lora import LORA_TYPES
-from zephyra_converters.pack import PackSources, Progress, check_pack, plan_pack, write_pack
-from zephyra_converters.parts import make_adapter, make_base, make_router, planned_base
+from zephyra_converters.meter import Meter, Progress, silent
+from zephyra_converters.pack import PackSources, check_pack, plan_pack, write_pack
+from zephyra_converters.parts import (
+    intermediate_bytes,
+    make_adapter,
+    make_base,
+    make_router,
+    planned_base,
+)
 from zephyra_converters.peft import read_peft
-from zephyra_converters.quantize import check_quantization
+from zephyra_converters.quantize import Quantization
 from zephyra_converters.report import Part, Report
 from zephyra_converters.router import MODEL_TYPE, ROUTER_TYPES, read_router
+from zephyra_converters.sizes import planned_size
 from zephyra_converters.staging import check_target, staged
 from zephyra_converters.verify import Proof
 from zephyra_fusion.errors import ZephyraError
-
-
-def _silent(done: int, total: int | None, text: str) -> None:
-    """Nobody watches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,9 @@ class Options:
     """What the command line says; `quantization` None: Q8_0 for a base or a pack, F16 for an adapter or a router."""
 
     quantization: str | None = None
+    tensor_types: Sequence[str] = ()  # PATTERN=TYPE
+    calibration: Path | None = None  # a text, or an importance matrix
+    verify_text: Path | None = None  # perplexity and KL divergence are measured on it
     to: str = "gguf"  # gguf | hf
     base: Path | None = None
     adapters: Mapping[str, Path] = field(default_factory=dict)
@@ -51,7 +57,11 @@ class Options:
     verify: bool = True
     dry_run: bool = False
     force: bool = False
-    progress: Progress = _silent
+    progress: Progress = silent
+
+    def wanted(self) -> Quantization:
+        """The quantization of a base."""
+        return Quantization.of(self.quantization or "Q8_0", self.tensor_types, self.calibration)
 
 
 def detect(source: Path) -> str:
@@ -132,21 +142,22 @@ def _base_file(pack: Path) -> str:
 def _base(source: Path, target: Path | None, options: Options) -> tuple[list[Part], list[str], Path]:
     if options.base is not None:
         raise ZephyraError("--base belongs to an adapter; the source is a base itself")
-    checkpoint, quantization = read_base(source), check_quantization(options.quantization or "Q8_0")
-    target = target or Path(f"{options.name or checkpoint.name}-{quantization}.gguf")
+    checkpoint, wanted = read_base(source), options.wanted()
+    target = target or Path(f"{options.name or checkpoint.name}-{wanted.name}.gguf")
     check_target(source, target, force=options.force)
-    part, plan = planned_base(checkpoint, target.name, quantization)
+    part, plan = planned_base(checkpoint, target.name, wanted)
     if not options.dry_run:
-        options.progress(0, 1, f"base to {quantization}")
-        with staged(target) as place:
-            proof = Proof(checkpoint) if options.verify else None
-            part = make_base(checkpoint, place, target.name, quantization, proof)
-        options.progress(1, 1, f"base to {quantization}")
-    return [part], [*plan.vocabulary.warnings, *_fell_back(part)], target
+        between = intermediate_bytes(checkpoint, wanted)
+        meter = Meter(options.progress, part.bytes + between)
+        with staged(target, needs=part.bytes + between) as place:
+            proof = Proof(checkpoint, options.verify_text) if options.verify else None
+            part = make_base(checkpoint, place, target.name, wanted, proof, meter)
+        meter.finish()
+    return [part], [*plan.vocabulary.warnings, *_fell_back(part, wanted)], target
 
 
 def _pack(source: Path, target: Path | None, options: Options) -> tuple[list[Part], list[str], Path]:
-    base, quantization = read_base(source), check_quantization(options.quantization or "Q8_0")
+    base, wanted = read_base(source), options.wanted()
     name = options.name or (target.name if target else base.name)
     sources = PackSources(
         base=base,
@@ -163,11 +174,16 @@ def _pack(source: Path, target: Path | None, options: Options) -> tuple[list[Par
     check_target(source, target, force=options.force)
     check_pack(sources)
     warnings = list(plan_gguf(base).vocabulary.warnings)
+    parts = plan_pack(sources, wanted)
     if options.dry_run:
-        return plan_pack(sources, quantization), warnings, target
-    with staged(target, folder=True) as folder:
-        parts = write_pack(sources, folder, quantization, verify=options.verify, progress=options.progress)
-    return parts, [*warnings, *_fell_back(parts[0])], target
+        return parts, warnings, target
+    total = sum(part.bytes for part in parts) + intermediate_bytes(base, wanted)
+    meter = Meter(options.progress, total)
+    with staged(target, folder=True, needs=total) as folder:
+        proof = Proof(base, options.verify_text) if options.verify else None
+        parts = write_pack(sources, folder, wanted, proof, meter)
+    meter.finish()
+    return parts, [*warnings, *_fell_back(parts[0], wanted)], target
 
 
 def _adapter(source: Path, target: Path | None, options: Options) -> tuple[list[Part], list[str], Path]:
@@ -181,18 +197,26 @@ def _adapter(source: Path, target: Path | None, options: Options) -> tuple[list[
         warnings.append(f"the base was taken from the adapter's own config: {base_path} (--base names another)")
     target = target or Path(f"{options.name or adapter.name}-{kind}.gguf")
     check_target(source, target, force=options.force)
+    planned = _planned_adapter(adapter, checkpoint, target.name, kind)
     if options.dry_run:
-        return [_planned_adapter(adapter, checkpoint, target.name, kind)], warnings, target
-    options.progress(0, 1, f"adapter to {kind}")
-    with staged(target) as place, tempfile.TemporaryDirectory() as scratch:
-        proof, base = None, base_path
-        if options.verify:
-            proof = Proof(checkpoint)
-            if not base_path.is_file():
-                base = Path(scratch) / "base.gguf"
-                write_gguf(plan_gguf(checkpoint), base, "F32")
-        part = make_adapter(adapter, checkpoint.config, place, target.name, kind, base, proof)
-    options.progress(1, 1, f"adapter to {kind}")
+        return [planned], warnings, target
+    plan = plan_gguf(checkpoint) if options.verify and not base_path.is_file() else None
+    total = planned.bytes + (planned_size(plan, Quantization(name="F32"))[0] if plan else 0)
+    meter = Meter(options.progress, total)
+    with staged(target, needs=total) as place:
+        proof, base, between = None, base_path, place.with_name(place.name + ".base")
+        try:
+            if options.verify:
+                proof = Proof(checkpoint, options.verify_text)
+            if plan is not None:
+                base = between
+                meter.say("the base as F32, to compare on")
+                write_gguf(plan, base, "F32", progress=meter.add)
+            meter.say(f"{target.name}: writing and comparing {kind}")
+            part = make_adapter(adapter, checkpoint, place, target.name, kind, base, proof)
+        finally:
+            between.unlink(missing_ok=True)
+    meter.finish()
     return [part], warnings, target
 
 
@@ -240,9 +264,10 @@ def _planned_adapter(adapter: Adapter, checkpoint: Checkpoint, file: str, kind: 
     )
 
 
-def _fell_back(part: Part) -> list[str]:
+def _fell_back(part: Part, wanted: Quantization) -> list[str]:
     """Types that llama.cpp took because a matrix has rows that the wanted type's blocks do not divide."""
     expected = {"F32", part.quantization, part.quantization.rpartition("_")[0] or part.quantization}
+    expected |= {kind for _, kind in wanted.tensor_types}
     k_mixture = {"Q4_K", "Q5_K", "Q6_K", "Q3_K", "Q2_K"} if "_K" in part.quantization else set()
     others = {kind: n for kind, n in part.tensors.items() if kind not in expected | k_mixture | {"Q6_K"}}
     if not others:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from zephyra_converters.adapter import Adapter
 from zephyra_converters.checkpoint import Checkpoint
+from zephyra_converters.fingerprint import check_base
 from zephyra_converters.gguf_read import read_gguf
 from zephyra_converters.hf import read_hf, write_hf
 from zephyra_converters.json_file import read_json
 from zephyra_converters.lora import read_lora_gguf
+from zephyra_converters.meter import Meter
 from zephyra_converters.peft import write_peft
 from zephyra_converters.report import Part
 from zephyra_converters.staging import check_target, staged
@@ -40,11 +42,12 @@ def _base(source: Path, target: Path, options: Options) -> tuple[list[Part], lis
     checkpoint = read_gguf(source) if source.is_file() else read_hf(source)
     dtype = _dtype(checkpoint, options)
     if not options.dry_run:
-        options.progress(0, 1, f"checkpoint as {dtype}")
-        with staged(target, folder=True) as folder:
-            write_hf(checkpoint, folder, dtype)
+        meter = Meter(options.progress, _checkpoint_bytes(checkpoint, dtype))
+        meter.say(f"checkpoint as {dtype}")
+        with staged(target, folder=True, needs=_checkpoint_bytes(checkpoint, dtype)) as folder:
+            write_hf(checkpoint, folder, dtype, meter.add)
             read_hf(folder)
-        options.progress(1, 1, f"checkpoint as {dtype}")
+        meter.finish()
     return [_checkpoint_part(checkpoint, target, dtype)], _warnings(checkpoint)
 
 
@@ -55,6 +58,7 @@ def _adapter(source: Path, target: Path, options: Options) -> tuple[list[Part], 
 
     base = read_base(options.base)
     adapter = read_lora_gguf(source, base.config)
+    check_base(adapter.base_fingerprint, base, f"the adapter {source}")
     if not options.dry_run:
         with staged(target, folder=True) as folder:
             write_peft(adapter, folder, str(options.base))
@@ -69,14 +73,17 @@ def _pack(source: Path, target: Path, options: Options) -> tuple[list[Part], lis
     read = {name: read_lora_gguf(file, checkpoint.config) for name, file in adapters.items()}
     dtype = _dtype(checkpoint, options)
     if not options.dry_run:
-        with staged(target, folder=True) as folder:
+        total = _checkpoint_bytes(checkpoint, dtype) + sum(4 * adapter.parameters for adapter in read.values())
+        meter = Meter(options.progress, total)
+        with staged(target, folder=True, needs=total) as folder:
             (folder / "base").mkdir()
-            options.progress(0, 1 + len(read), "base")
-            write_hf(checkpoint, folder / "base", dtype)
-            for number, (name, adapter) in enumerate(read.items(), 1):
-                options.progress(number, 1 + len(read), f"adapter {name}")
+            meter.say(f"base as {dtype}")
+            write_hf(checkpoint, folder / "base", dtype, meter.add)
+            for name, adapter in read.items():
+                meter.say(f"adapter {name}")
                 (folder / "adapters" / name).mkdir(parents=True)
                 write_peft(adapter, folder / "adapters" / name, "../../base")
+        meter.finish()
     parts = [_checkpoint_part(checkpoint, target / "base", dtype)]
     parts += [
         _adapter_part(a, str(target / "adapters" / name), dialect_of(checkpoint.config)) for name, a in read.items()
@@ -121,10 +128,14 @@ def _checkpoint_part(checkpoint: Checkpoint, folder: Path, dtype: str) -> Part:
         architecture=dialect_of(checkpoint.config),
         parameters=checkpoint.parameters,
         quantization=dtype,
-        bytes=written.stat().st_size if written.is_file() else checkpoint.parameters * (4 if dtype == "F32" else 2),
+        bytes=written.stat().st_size if written.is_file() else _checkpoint_bytes(checkpoint, dtype),
         tensors={dtype: len(checkpoint.tensors)},
         license=checkpoint.license,
     )
+
+
+def _checkpoint_bytes(checkpoint: Checkpoint, dtype: str) -> int:
+    return checkpoint.parameters * (4 if dtype == "F32" else 2)
 
 
 def _adapter_part(adapter: Adapter, file: str, architecture: str) -> Part:

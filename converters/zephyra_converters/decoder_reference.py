@@ -1,7 +1,7 @@
 """The model in numpy, float32, straight from a checkpoint's tensors: what every converted file is held against.
 
-Needs no torch, reads one layer at a time and keeps none. Covers what `architecture` can express; the tests hold it
-against transformers.
+Needs no torch and keeps no weight: each is read once for all texts, some rows at a time, so that the size of a model
+costs time and no memory. Covers what `architecture` can express; the tests hold it against transformers.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from zephyra_converters.checkpoint import LazyTensor
+from zephyra_converters.dtypes import to_float32
 from zephyra_converters.rope_scaling import rope_factors, rope_type
 from zephyra_fusion.config import SLIDING, FusionConfig
 
 if TYPE_CHECKING:
     import numpy as np
 
-# module name -> what the adapters add to its output for the input x [tokens, in]
+# module name -> what the adapters add to its output for the input x [tokens, in] (token ids, for the embedding table)
 Delta = Callable[[str, "np.ndarray"], "np.ndarray | float"]
 
 
@@ -31,37 +32,82 @@ def reference_logits(
     texts: Sequence[Sequence[int]],
     delta: Delta = no_adapter,
 ) -> list[np.ndarray]:
-    """Logits `[tokens, vocab_size]` of each text, all texts going through a layer together."""
-    table = tensors["model.embed_tokens.weight"].read()
-    hidden = [table[list(ids)] for ids in texts]
+    """Logits `[tokens, vocab_size]` of each text."""
+    hidden = reference_hidden(config, tensors, texts, delta)
+    return split_texts(head_logits(config, tensors, hidden, delta), texts)
+
+
+def reference_hidden(
+    config: FusionConfig, tensors: Mapping[str, LazyTensor], texts: Sequence[Sequence[int]], delta: Delta = no_adapter
+) -> np.ndarray:
+    """What the head sees, `[tokens of all texts, hidden]`."""
+    import numpy as np
+
+    ids = [token for text in texts for token in text]
+    x = _looked_up(tensors["model.embed_tokens.weight"], ids) + delta("model.embed_tokens", np.array(ids))
     for n in range(config.num_hidden_layers):
-        layer = _Layer(config, tensors, n, delta)
-        hidden = [layer(x) for x in hidden]
-    norm = tensors["model.norm.weight"].read()
-    head = table if config.tie_word_embeddings else tensors["lm_head.weight"].read()
-    hidden = [_rms(x, norm, config.rms_norm_eps) for x in hidden]
-    return [x @ head.T + delta("lm_head", x) for x in hidden]
+        x = _Layer(config, tensors, n, delta, [len(text) for text in texts])(x)
+    return _rms(x, tensors["model.norm.weight"].read(), config.rms_norm_eps)
+
+
+def head_logits(
+    config: FusionConfig, tensors: Mapping[str, LazyTensor], hidden: np.ndarray, delta: Delta = no_adapter
+) -> np.ndarray:
+    """Logits `[tokens, vocab_size]` of normed hidden states."""
+    name = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+    return product(hidden, tensors[name]) + delta("lm_head", hidden)
+
+
+def split_texts(rows: np.ndarray, texts: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    import numpy as np
+
+    return np.split(rows, np.cumsum([len(text) for text in texts])[:-1])
+
+
+def product(x: np.ndarray, weight: LazyTensor) -> np.ndarray:
+    """`x [tokens, in]` times a weight `[out, in]`, read block by block."""
+    import numpy as np
+
+    y = np.empty((len(x), weight.shape[0]), np.float32)
+    for begin, words in weight.blocks():
+        y[:, begin : begin + len(words)] = x @ to_float32(words, weight.dtype, weight.name).T
+    return y
+
+
+def _looked_up(table: LazyTensor, ids: Sequence[int]) -> np.ndarray:
+    import numpy as np
+
+    rows = {token: to_float32(table.rows(token, token + 1), table.dtype, table.name)[0] for token in set(ids)}
+    return np.stack([rows[token] for token in ids])
 
 
 class _Layer:
-    """One decoder layer with its weights in memory."""
+    """One decoder layer over texts of the given lengths, one after the other in the rows."""
 
-    def __init__(self, config: FusionConfig, tensors: Mapping[str, LazyTensor], number: int, delta: Delta) -> None:
-        self.config, self.delta = config, delta
-        self.prefix = prefix = f"model.layers.{number}."
+    def __init__(
+        self,
+        config: FusionConfig,
+        tensors: Mapping[str, LazyTensor],
+        number: int,
+        delta: Delta,
+        lengths: Sequence[int],
+    ) -> None:
+        self.config, self.delta, self.tensors, self.lengths = config, delta, tensors, lengths
+        self.prefix = f"model.layers.{number}."
         self.window = config.sliding_window if (config.layer_types or ())[number] == SLIDING else None
-        self.weights = {n.removeprefix(prefix): t.read() for n, t in tensors.items() if n.startswith(prefix)}
 
     def __call__(self, x: np.ndarray) -> np.ndarray:  # [tokens, hidden]
-        eps = self.config.rms_norm_eps
-        x = x + self._attention(_rms(x, self.weights["input_layernorm.weight"], eps))
-        y = _rms(x, self.weights["post_attention_layernorm.weight"], eps)
+        x = x + self._attention(self._norm("input_layernorm", x))
+        y = self._norm("post_attention_layernorm", x)
         return x + (self._experts(y) if self.config.num_experts else self._feed_forward(y, "mlp"))
 
+    def _norm(self, module: str, x: np.ndarray) -> np.ndarray:
+        return _rms(x, self.tensors[f"{self.prefix}{module}.weight"].read(), self.config.rms_norm_eps)
+
     def _linear(self, module: str, x: np.ndarray) -> np.ndarray:
-        y = x @ self.weights[module + ".weight"].T + self.delta(self.prefix + module, x)
-        bias = self.weights.get(module + ".bias")
-        return y if bias is None else y + bias
+        y = product(x, self.tensors[f"{self.prefix}{module}.weight"]) + self.delta(self.prefix + module, x)
+        bias = self.tensors.get(f"{self.prefix}{module}.bias")
+        return y if bias is None else y + bias.read()
 
     def _attention(self, x: np.ndarray) -> np.ndarray:
         import numpy as np
@@ -72,10 +118,21 @@ class _Layer:
         k = self._linear("self_attn.k_proj", x).reshape(length, kv_heads, width)
         v = self._linear("self_attn.v_proj", x).reshape(length, kv_heads, width)
         if config.qk_norm:
-            q = _rms(q, self.weights["self_attn.q_norm.weight"], config.rms_norm_eps)
-            k = _rms(k, self.weights["self_attn.k_norm.weight"], config.rms_norm_eps)
-        cos, sin = rotary_tables(config, length)
-        q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+            q, k = self._norm("self_attn.q_norm", q), self._norm("self_attn.k_norm", k)
+        cos, sin = rotary_tables(config, max(self.lengths))
+        out, begin = [], 0
+        for n in self.lengths:
+            here = slice(begin, begin + n)
+            turned = _rotate(q[here], cos[:n], sin[:n]), _rotate(k[here], cos[:n], sin[:n])
+            out.append(self._mixed(*turned, v[here]))
+            begin += n
+        return self._linear("self_attn.o_proj", np.concatenate(out))
+
+    def _mixed(self, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """Attention within one text: `q [tokens, heads, head_dim]` to `[tokens, heads * head_dim]`."""
+        import numpy as np
+
+        (length, heads, width), kv_heads, config = q.shape, k.shape[1], self.config
         k, v = np.repeat(k, heads // kv_heads, axis=1), np.repeat(v, heads // kv_heads, axis=1)
         scale = width**-0.5 if config.attention_scale is None else config.attention_scale
         scores = np.einsum("qhd,khd->hqk", q, k) * np.float32(scale)
@@ -83,8 +140,7 @@ class _Layer:
         if self.window is not None:
             seen &= ~np.tri(length, k=-self.window, dtype=bool)
         scores = np.where(seen, scores, np.float32(-np.inf))
-        out = np.einsum("hqk,khd->qhd", softmax(scores), v)
-        return self._linear("self_attn.o_proj", out.reshape(length, heads * width))
+        return np.einsum("hqk,khd->qhd", softmax(scores), v).reshape(length, heads * width)
 
     def _feed_forward(self, x: np.ndarray, module: str) -> np.ndarray:
         gate, up = self._linear(f"{module}.gate_proj", x), self._linear(f"{module}.up_proj", x)

@@ -24,9 +24,11 @@ def storage(dtype: str) -> str:
 
 
 def to_float32(words: np.ndarray, dtype: str, name: str) -> np.ndarray:
-    """Stored words of a floating type as float32: exact for F32, F16 and BF16."""
+    """Stored words of a floating type as float32: exact for F32, F16 and BF16. What is float32 already stays."""
     import numpy as np
 
+    if words.dtype == np.float32:
+        return words
     if dtype not in FLOATS:
         raise ZephyraError(f"tensor '{name}' is {dtype}, weights must be one of {', '.join(FLOATS)}")
     if dtype == "BF16":
@@ -58,14 +60,21 @@ def from_float32(values: np.ndarray, dtype: str, name: str) -> np.ndarray:
     raise ValueError(f"{dtype} is not a plain floating type")
 
 
-def check_finite(values: np.ndarray, name: str) -> None:
-    """NaN and infinite weights are refused by tensor and first place."""
+def check_finite(words: np.ndarray, dtype: str, name: str, first_row: int, shape: tuple[int, ...]) -> None:
+    """NaN and infinite weights are refused by tensor and first place; `words` are rows of a tensor of this shape."""
     import numpy as np
 
-    finite = np.isfinite(values)
-    if not finite.all():
-        place = [int(i) for i in np.argwhere(~finite)[0]]
+    if words.dtype == np.uint16:  # BF16: all bits of the exponent are set
+        wrong = (words & 0x7F80) == 0x7F80
+    else:
+        with np.errstate(over="ignore", invalid="ignore"):
+            if np.isfinite(np.add.reduce(words, axis=None, dtype=np.float64)):
+                return  # one look at the sum: infinite or NaN as soon as one of the values is
+        wrong = ~np.isfinite(words)
+    if wrong.any():
+        at = first_row * words.shape[-1] + int(wrong.reshape(-1).argmax())
+        place = [int(i) for i in np.unravel_index(at, shape)]
         raise ZephyraError(
-            f"tensor '{name}' has {int((~finite).sum())} values that are NaN or infinite, the first at {place}",
+            f"tensor '{name}' has values that are NaN or infinite, the first at {place}",
             hint="the checkpoint is damaged or the training diverged",
         )

@@ -14,6 +14,8 @@ from zephyra_converters.gguf_header import GGUFHeader, read_header
 from zephyra_converters.gguf_shapes import WEIGHT_TYPES
 from zephyra_fusion.errors import ZephyraError
 
+FINGERPRINT = "zephyra.base.fingerprint"  # in a base: its own; in an adapter: its base's
+
 
 def check_adapter(path: Path | str, base: GGUFHeader) -> GGUFHeader:
     """The header of an adapter that fits `base`. ZephyraError: no adapter, or made for another base."""
@@ -44,6 +46,8 @@ def _faults(header: GGUFHeader, base: GGUFHeader) -> Iterator[str]:
         yield f"adapter.lora.alpha is {alpha}, must be a finite FLOAT32"  # another type aborts
     if "adapter.alora.invocation_tokens" in header.metadata:
         yield "it is an activated LoRA (aLoRA), which is not supported"
+    if (theirs := header.metadata.get(FINGERPRINT)) and theirs != base.metadata.get(FINGERPRINT, theirs):
+        yield "it was trained on another base (their fingerprints differ)"
     targets = {name.removesuffix(".lora_a").removesuffix(".lora_b") for name in header.tensors}
     if not targets:
         yield "it has no tensors"

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zephyra_converters.checkpoint import LazyTensor
-from zephyra_converters.dtypes import check_finite, from_float32
+from zephyra_converters.dtypes import check_finite, from_float32, to_float32
+from zephyra_converters.gguf_header import GGML_TYPES
 from zephyra_fusion.errors import ZephyraError
 
 if TYPE_CHECKING:
     import numpy as np
 
 PLAIN_TYPES = ("F32", "F16", "BF16", "Q8_0")  # those written here; all others by llama.cpp's own quantizer
+
+
+_EARLY = 2**16
+_LARGEST = 3.4028234663852886e38  # of float32
+_BLOCKS = {name: (block, size) for name, block, size in GGML_TYPES.values()}
 
 
 @dataclass(frozen=True)
@@ -33,38 +41,86 @@ def stored_type(shape: tuple[int, ...], wanted: str) -> str:
 
 
 def write_gguf_file(
-    path: Path, architecture: str, metadata: Mapping[str, Any], tensors: Iterable[Planned]
+    path: Path,
+    architecture: str,
+    metadata: Mapping[str, Any],
+    tensors: Iterable[Planned],
+    progress: Callable[[int], None] = lambda size: None,
 ) -> dict[str, int]:
-    """Write the file; returns how many tensors have which type.
+    """Write the file; returns how many tensors have which type. `progress` hears of every piece's bytes.
 
     Whole numbers become UINT32, floats FLOAT32 (what llama.cpp reads), lists arrays. NaN, infinite and (for F16)
     too large weights are errors that name the tensor; the caller removes the unfinished file.
     """
+    planned = list(tensors)
+    writer = write_header(path, architecture, metadata, planned)
+    try:
+        for plan in planned:
+            _write_tensor(writer, plan, progress)
+    finally:
+        writer.close()
+    counts: dict[str, int] = {}
+    for plan in planned:
+        counts[plan.type] = counts.get(plan.type, 0) + 1
+    return counts
+
+
+def write_header(path: Path, architecture: str, metadata: Mapping[str, Any], planned: Sequence[Planned]) -> Any:
+    """Everything before the data; returns gguf's writer, its file open behind the header."""
     import gguf
 
     writer = gguf.GGUFWriter(None, architecture)
     for key, value in metadata.items():
         _add(writer, key, value)
-    planned = list(tensors)
     for plan in planned:
-        code = gguf.GGMLQuantizationType[plan.type]
-        size = _bytes(plan.tensor.shape, *gguf.GGML_QUANT_SIZES[code])
+        size, code = tensor_bytes(plan.tensor.shape, plan.type), gguf.GGMLQuantizationType[plan.type]
         writer.add_tensor_info(plan.tensor.name, plan.tensor.shape, _any_dtype(), size, code)
     try:
         writer.write_header_to_file(path)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for plan in planned:
-            values = plan.tensor.read()
-            check_finite(values, plan.tensor.name)
-            writer.write_tensor_data(encode(values, plan.type, plan.tensor.name))
-    finally:
+    except BaseException:
         if writer.fout:
             writer.close()
-    counts: dict[str, int] = {}
-    for plan in planned:
-        counts[plan.type] = counts.get(plan.type, 0) + 1
-    return counts
+        raise
+    return writer
+
+
+def tensor_bytes(shape: tuple[int, ...], kind: str) -> int:
+    """Size of a tensor's data in a ggml type."""
+    block, size = _BLOCKS[kind]
+    return math.prod(shape) // block * size
+
+
+def patch_numbers(path: Path, values: Mapping[str, float | int]) -> None:
+    """Give metadata keys, which stand early in the header as FLOAT32 or UINT32, their final values."""
+    with path.open("r+b") as file:
+        start = file.read(_EARLY)
+        for key, value in values.items():
+            code, form = (4, "<I") if isinstance(value, int) else (6, "<f")
+            name = key.encode()
+            entry = struct.pack("<Q", len(name)) + name + struct.pack("<I", code)
+            at = start.find(entry)
+            if at < 0:
+                raise ValueError(f"'{key}' does not stand within the first {_EARLY} bytes of {path}")
+            file.seek(at + len(entry))
+            file.write(struct.pack(form, value))
+
+
+def _write_tensor(writer: Any, plan: Planned, progress: Callable[[int], None]) -> None:
+    """Block by block, so that no tensor's size decides how much memory is used; stored words of the type stay as is."""
+    import numpy as np
+
+    tensor, file = plan.tensor, writer.fout[0]
+    writer.write_padding(file, file.tell())
+    begin = file.tell()
+    for first, words in tensor.blocks():
+        check_finite(words, tensor.dtype, tensor.name, first, tensor.shape)
+        if plan.type != tensor.dtype or plan.type == "Q8_0":
+            words = encode(to_float32(words, tensor.dtype, tensor.name), plan.type, tensor.name)
+        file.write(np.ascontiguousarray(words).reshape(-1).view(np.uint8))
+        progress(words.nbytes)
+    writer.write_padding(file, file.tell() - begin)
 
 
 def encode(values: np.ndarray, kind: str, name: str) -> np.ndarray:
@@ -76,13 +132,6 @@ def encode(values: np.ndarray, kind: str, name: str) -> np.ndarray:
 
         return gguf.quants.quantize(np.ascontiguousarray(values), gguf.GGMLQuantizationType.Q8_0)
     return np.ascontiguousarray(from_float32(values, kind, name))
-
-
-def _bytes(shape: tuple[int, ...], block: int, block_bytes: int) -> int:
-    size = block_bytes
-    for n in shape[:-1]:
-        size *= n
-    return size * (shape[-1] // block)
 
 
 def _any_dtype() -> Any:
@@ -100,6 +149,8 @@ def _add(writer: Any, key: str, value: Any) -> None:
             raise ZephyraError(f"'{key}' is {value}, GGUF's UINT32 cannot hold it")
         writer.add_uint32(key, value)
     elif isinstance(value, float):
+        if not abs(value) <= _LARGEST:
+            raise ZephyraError(f"'{key}' is {value}, GGUF's FLOAT32 cannot hold it")
         writer.add_float32(key, value)
     elif isinstance(value, str):
         writer.add_string(key, value)

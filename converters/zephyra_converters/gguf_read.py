@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zephyra_converters.architecture import ARCHITECTURES
 from zephyra_converters.checkpoint import Checkpoint, LazyTensor
-from zephyra_converters.dtypes import FLOATS, storage, to_float32
+from zephyra_converters.dtypes import FLOATS, storage
 from zephyra_converters.gguf_check import check_gguf
 from zephyra_converters.gguf_header import GGUFHeader, TensorInfo
 from zephyra_converters.gguf_metadata import config_from_metadata
 from zephyra_converters.gguf_write import NO_SINK
 from zephyra_converters.hf import expected_shapes
 from zephyra_converters.json_file import well_formed
+from zephyra_converters.layout import separated, unstacked
 from zephyra_converters.names import DECODER, check_names, pattern_of, reverse
-from zephyra_converters.rope_order import separate
 from zephyra_converters.tokenizer import tokenizer_files_of
 from zephyra_fusion.config import FusionConfig
 from zephyra_fusion.errors import ZephyraError
@@ -33,7 +31,7 @@ def read_gguf(path: Path) -> Checkpoint:
     metadata = text_metadata(header)
     factors = None
     if (info := header.tensors.get("rope_freqs.weight")) is not None:
-        factors = [float(value) for value in tensor_reader(path, info)()]
+        factors = [float(value) for value in tensor_of(path, info).read()]
     vocab_size = header.tensors["token_embd.weight"].shape[1]
     with well_formed(path):
         config = config_from_metadata(metadata, vocab_size, frozenset(header.tensors), factors)
@@ -57,7 +55,7 @@ def read_gguf(path: Path) -> Checkpoint:
 def _is_addition(path: Path, info: TensorInfo, config: FusionConfig) -> bool:
     """Tensors that only the GGUF has (`gguf_write._additions`)."""
     if info.name.endswith(".attn_sinks.weight"):
-        if (tensor_reader(path, info)() > NO_SINK / 2).any():
+        if (tensor_of(path, info).read() > NO_SINK / 2).any():
             raise ZephyraError(f"{path}: '{info.name}' takes part in the attention, which cannot be read back")
         return True
     return info.name == "rope_freqs.weight" or (info.name == "output.weight" and config.tie_word_embeddings)
@@ -71,45 +69,28 @@ def text_metadata(header: GGUFHeader) -> dict[str, Any]:
     }
 
 
-def tensor_reader(path: Path, info: TensorInfo) -> Callable[[], np.ndarray]:
-    """Reads one tensor as float32, in numpy's order of dimensions (the reverse of ggml's)."""
+def tensor_of(path: Path, info: TensorInfo) -> LazyTensor:
+    """One tensor in numpy's order of dimensions (the reverse of ggml's); blocks are dequantized to float32."""
     shape = tuple(reversed(info.shape))
+    columns, row_bytes = shape[-1], info.size // max(1, math.prod(shape[:-1]))
 
-    def read() -> np.ndarray:
+    def rows(begin: int, end: int) -> np.ndarray:
         import numpy as np
 
-        if info.type_name in FLOATS:
-            words = np.fromfile(path, dtype=storage(info.type_name), count=math.prod(shape), offset=info.offset)
-            _check_length(path, info, words.nbytes)
-            return to_float32(words, info.type_name, info.name).reshape(shape)
+        plain = info.type_name in FLOATS
+        raw = np.fromfile(path, dtype=np.uint8, count=(end - begin) * row_bytes, offset=info.offset + begin * row_bytes)
+        if raw.size != (end - begin) * row_bytes:
+            raise ZephyraError(f"{path}: tensor '{info.name}' ends early, the file changed while it was read")
+        if plain:
+            return raw.view(storage(info.type_name)).reshape(end - begin, columns)
         import gguf
 
-        data = np.fromfile(path, dtype=np.uint8, count=info.size, offset=info.offset)
-        _check_length(path, info, data.nbytes)
         try:
-            rows = gguf.quants.dequantize(data.reshape(math.prod(shape[:-1]), -1), gguf.GGMLQuantizationType(info.type))
+            return gguf.quants.dequantize(raw.reshape(end - begin, row_bytes), gguf.GGMLQuantizationType(info.type))
         except NotImplementedError:
             raise ZephyraError(f"{path}: tensor '{info.name}' is {info.type_name}, which cannot be read back") from None
-        return rows.reshape(shape)
 
-    return read
-
-
-def row_reader(path: Path, info: TensorInfo) -> Callable[[int, int], np.ndarray]:
-    """Reads `count` rows of a matrix from row `start` on, as float32: a large table need not be in memory whole."""
-    length, rows = info.shape[0], math.prod(info.shape[1:])
-    size = info.size // rows
-
-    def read(start: int, count: int) -> np.ndarray:
-        part = replace(info, shape=(length, count), offset=info.offset + start * size, size=count * size)
-        return tensor_reader(path, part)()
-
-    return read
-
-
-def _check_length(path: Path, info: TensorInfo, size: int) -> None:
-    if size != info.size:
-        raise ZephyraError(f"{path}: tensor '{info.name}' ends early, the file changed while it was read")
+    return LazyTensor(info.name, shape, info.type_name, rows)
 
 
 def _back(path: Path, info: TensorInfo, config: FusionConfig, architecture: str) -> list[LazyTensor]:
@@ -117,19 +98,13 @@ def _back(path: Path, info: TensorInfo, config: FusionConfig, architecture: str)
     name = reverse(DECODER).get(pattern)
     if name is None:
         raise ZephyraError(f"{path}: tensor '{info.name}' has no Hugging Face name")
-    read, shape = tensor_reader(path, info), tuple(reversed(info.shape))
+    tensor = tensor_of(path, info)
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(info.name.split(".")[-2])
     if name.count("{}") > len(numbers):
-        return [
-            LazyTensor(name.format(*numbers, n), shape[1:], info.type_name, _slice(read, n)) for n in range(shape[0])
-        ]
+        return unstacked(tensor, [name.format(*numbers, n) for n in range(tensor.shape[0])])
     if ARCHITECTURES[architecture].interleaved and heads is not None:
-        return [LazyTensor(name.format(*numbers), shape, info.type_name, lambda: separate(read(), heads))]
-    return [LazyTensor(name.format(*numbers), shape, info.type_name, read)]
-
-
-def _slice(read: Callable[[], np.ndarray], number: int) -> Callable[[], np.ndarray]:
-    return lambda: read()[number]
+        tensor = separated(tensor, heads)
+    return [tensor.named(name.format(*numbers))]
 
 
 def _with_special_ids(config: FusionConfig, metadata: dict[str, Any]) -> FusionConfig:

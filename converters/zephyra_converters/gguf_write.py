@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import Any
 
 from zephyra_converters.architecture import Architecture, arch_for
 from zephyra_converters.checkpoint import Checkpoint, LazyTensor
 from zephyra_converters.gguf_file import Planned, stored_type, write_gguf_file
 from zephyra_converters.gguf_metadata import metadata_for
 from zephyra_converters.json_file import well_formed
+from zephyra_converters.layout import interleaved, stacked
 from zephyra_converters.names import DECODER, translate
-from zephyra_converters.rope_order import interleave
 from zephyra_converters.rope_scaling import rope_factors
 from zephyra_converters.tokenizer import Vocabulary, vocabulary_of
 from zephyra_fusion.config import FusionConfig
 from zephyra_fusion.errors import ZephyraError
-
-if TYPE_CHECKING:
-    import numpy as np
 
 NO_SINK = -1e30  # as a logit: e to this power is zero
 FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}  # llama_ftype
@@ -54,16 +52,23 @@ def plan_gguf(checkpoint: Checkpoint) -> GGUFPlan:
     return GGUFPlan(architecture, vocabulary, metadata, list(_tensors(checkpoint, architecture)))
 
 
-def write_gguf(plan: GGUFPlan, path: Path, quantization: str) -> dict[str, int]:
-    """Write `plan` to `path` as F32, F16, BF16 or Q8_0; returns the number of tensors of each type."""
-    metadata = {**plan.metadata, "general.file_type": FILE_TYPES[quantization]}
+def write_gguf(
+    plan: GGUFPlan,
+    path: Path,
+    quantization: str,
+    more: Mapping[str, Any] = MappingProxyType({}),
+    progress: Callable[[int], None] = lambda size: None,
+) -> dict[str, int]:
+    """Write `plan` to `path` as F32, F16, BF16 or Q8_0, with `more` metadata; returns the number of tensors by type."""
+    metadata = {**more, **plan.metadata, "general.file_type": FILE_TYPES[quantization]}
     if quantization == "Q8_0":
         metadata["general.quantization_version"] = 2
-    planned = (Planned(t, _type_of(t, quantization)) for t in plan.tensors)
-    return write_gguf_file(path, plan.architecture.name, metadata, planned)
+    planned = (Planned(t, type_of(t, quantization)) for t in plan.tensors)
+    return write_gguf_file(path, plan.architecture.name, metadata, planned, progress)
 
 
-def _type_of(tensor: LazyTensor, wanted: str) -> str:
+def type_of(tensor: LazyTensor, wanted: str) -> str:
+    """The type that a tensor has in a file written as `wanted`."""
     # The gate decides between experts: its rounding would send tokens elsewhere. llama.cpp keeps it F32 as well.
     return "F32" if tensor.name.endswith("ffn_gate_inp.weight") else stored_type(tensor.shape, wanted)
 
@@ -84,7 +89,7 @@ def _tensors(checkpoint: Checkpoint, architecture: Architecture) -> Iterator[Laz
         raise ZephyraError(f"tensors without a place in GGUF: {', '.join(unknown[:6])}", hint="nothing was written")
     for name, experts in stacks.items():
         listed = [experts[number] for number in sorted(experts)]
-        yield LazyTensor(name, (len(listed), *listed[0].shape), listed[0].dtype, _stack(listed))
+        yield stacked(name, listed)
     yield from _additions(checkpoint, architecture)
 
 
@@ -92,36 +97,24 @@ def _additions(checkpoint: Checkpoint, architecture: Architecture) -> Iterator[L
     """What the architecture wants beside the checkpoint's own tensors."""
     config = checkpoint.config
     if factors := rope_factors(config):
-        yield LazyTensor("rope_freqs.weight", (len(factors),), "F32", _constant(factors))
+        yield _constant("rope_freqs.weight", factors)
     if architecture.untied and config.tie_word_embeddings:
         table = checkpoint.tensors["model.embed_tokens.weight"]
-        yield LazyTensor("output.weight", table.shape, table.dtype, table.read)
+        yield table.named("output.weight")
     for layer in range(config.num_hidden_layers) if architecture.sinks else ():
         off = [NO_SINK] * config.num_attention_heads
-        yield LazyTensor(f"blk.{layer}.attn_sinks.weight", (len(off),), "F32", _constant(off))
+        yield _constant(f"blk.{layer}.attn_sinks.weight", off)
 
 
 def _ordered(name: str, tensor: LazyTensor, config: FusionConfig, architecture: Architecture) -> LazyTensor:
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(name.split(".")[-2])
-    read = tensor.read
-    if architecture.interleaved and heads is not None:
-        return LazyTensor(name, tensor.shape, tensor.dtype, lambda: interleave(read(), heads))
-    return LazyTensor(name, tensor.shape, tensor.dtype, read)
+    return interleaved(tensor.named(name), heads) if architecture.interleaved and heads else tensor.named(name)
 
 
-def _stack(tensors: list[LazyTensor]) -> Callable[[], np.ndarray]:
-    def read() -> np.ndarray:
+def _constant(name: str, values: list[float]) -> LazyTensor:
+    def rows(begin: int, end: int) -> Any:
         import numpy as np
 
-        return np.stack([tensor.read() for tensor in tensors])
+        return np.array([values], np.float32)
 
-    return read
-
-
-def _constant(values: list[float]) -> Callable[[], np.ndarray]:
-    def read() -> np.ndarray:
-        import numpy as np
-
-        return np.array(values, np.float32)
-
-    return read
+    return LazyTensor(name, (len(values),), "F32", rows)

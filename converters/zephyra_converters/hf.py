@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from zephyra_converters.checkpoint import Checkpoint, LazyTensor, TokenizerFiles
@@ -26,7 +26,7 @@ def read_hf(folder: Path) -> Checkpoint:
         )
     config = _read_config(folder)
     tensors = {name: t for name, t in _read_weights(folder).items() if not name.endswith(_BUFFERS)}
-    tensors = {(new := _common_name(name)): _renamed(tensor, new) for name, tensor in tensors.items()}
+    tensors = {(new := _common_name(name)): tensor.named(new) for name, tensor in tensors.items()}
     shapes = expected_shapes(config)
     if config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)
@@ -89,16 +89,18 @@ def expected_shapes(config: FusionConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def write_hf(checkpoint: Checkpoint, folder: Path, dtype: str | None = None) -> None:
+def write_hf(
+    checkpoint: Checkpoint, folder: Path, dtype: str | None = None, progress: Callable[[int], None] = lambda size: None
+) -> None:
     """Write config, weights (`dtype` F32, F16 or BF16; None: as stored) and tokenizer into an existing empty folder."""
     config = config_json.to_json(checkpoint.config)
     tensors = checkpoint.tensors
     if config["model_type"] == "mixtral":
         back = reverse(MIXTRAL)
-        tensors = {(new := _substitute(name, back)): _renamed(t, new) for name, t in tensors.items()}
+        tensors = {(new := _substitute(name, back)): t.named(new) for name, t in tensors.items()}
     types = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
     write_json(folder / "config.json", {**config, "torch_dtype": types[dtype or checkpoint.dtype]})
-    write_safetensors(folder / "model.safetensors", tensors.values(), dtype)
+    write_safetensors(folder / "model.safetensors", tensors.values(), dtype, progress)
     if checkpoint.tokenizer is not None:
         write_tokenizer_files(checkpoint.tokenizer, folder)
 
@@ -186,7 +188,3 @@ def _common_name(name: str) -> str:
 def _substitute(name: str, table: Mapping[str, str]) -> str:
     pattern, numbers = pattern_of(name)
     return table[pattern].format(*numbers) if pattern in table else name
-
-
-def _renamed(tensor: LazyTensor, name: str) -> LazyTensor:
-    return LazyTensor(name, tensor.shape, tensor.dtype, tensor.read)

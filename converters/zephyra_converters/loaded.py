@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _F32, _RANK_POOLING, _ATTENTION_OFF = 0, 4, 0  # ggml type, llama_pooling_type, llama_flash_attn_type
 _SMALL = 2**26  # bytes of a file
+_listeners: list[Callable[[int, bytes], None]] = []
 _keep_alive: list[Any] = []  # C holds on to the log callback for the life of the process
 
 
@@ -34,19 +36,43 @@ def llama() -> Any:
             f"llama-cpp-python cannot be loaded: {error}", hint="pip install llama-cpp-python==0.3.36, or --no-verify"
         ) from None
     if not _keep_alive:
-        _keep_alive.append(llama_cpp.llama_log_callback(lambda level, text, data: None))
+        _keep_alive.append(llama_cpp.llama_log_callback(_heard))
         llama_cpp.llama_log_set(_keep_alive[0], ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
     return llama_cpp
 
 
+@contextmanager
+def listening(listener: Callable[[int, bytes], None]) -> Iterator[None]:
+    """llama.cpp's log goes to `listener(level, text)`, in pieces."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def _heard(level: int, text: bytes, data: Any) -> None:
+    for listener in _listeners:
+        listener(level, text)
+
+
 class LoadedGGUF:
     """A model, its context and its adapters; a context manager.
 
-    `length` is the longest text in tokens. Flash attention is off and the cache F32: that is what exactness needs.
+    `length` is the longest text in tokens, read `batch` at a time; `watch` is asked at every node of the graph. Flash
+    attention is off and the cache F32: that is what exactness needs.
     """
 
-    def __init__(self, path: Path, length: int, *, classifier: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        length: int,
+        *,
+        classifier: bool = False,
+        batch: int | None = None,
+        watch: Callable[[int, bool, Any], bool] | None = None,
+    ) -> None:
         self._header = check_gguf(path)
         self._lib, self._path = llama(), path
         self._model: Any = None
@@ -58,13 +84,16 @@ class LoadedGGUF:
             raise ZephyraError(f"llama.cpp refuses {path}", hint="this is a fault of the converter: please report it")
         self._vocab = self._lib.llama_model_get_vocab(self._model)
         self.vocab_size = int(self._lib.llama_vocab_n_tokens(self._vocab))
-        self._context = self._new_context(length, classifier)
+        self._watch = self._lib.ggml_backend_sched_eval_callback(watch) if watch else None
+        self._length, self._batch = length, batch or length
+        self._context = self._new_context(classifier)
         self._adapters: dict[str, Any] = {}
-        self._length = length
 
-    def _new_context(self, length: int, classifier: bool) -> Any:
+    def _new_context(self, classifier: bool) -> Any:
         params = self._lib.llama_context_default_params()
-        params.n_ctx = params.n_batch = params.n_ubatch = length
+        params.n_ctx, params.n_batch, params.n_ubatch = self._length, self._batch, self._batch
+        if self._watch is not None:
+            params.cb_eval = self._watch
         params.n_threads = params.n_threads_batch = _threads(self._path)
         params.type_k = params.type_v = _F32
         params.flash_attn_type = _ATTENTION_OFF
@@ -73,8 +102,14 @@ class LoadedGGUF:
             params.embeddings, params.pooling_type = True, _RANK_POOLING
         context = self._lib.llama_init_from_model(self._model, params)
         if not context:
-            raise ZephyraError(f"llama.cpp cannot make a context of {length} tokens for {self._path}")
+            raise ZephyraError(f"llama.cpp cannot make a context of {self._length} tokens for {self._path}")
         return context
+
+    @property
+    def first_token(self) -> int | None:
+        """The token that the model wants before every text."""
+        metadata = self._header.metadata
+        return metadata.get("tokenizer.ggml.bos_token_id") if metadata.get("tokenizer.ggml.add_bos_token") else None
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         """Ids of a text; `special`: control tokens in it count as such."""
@@ -101,6 +136,11 @@ class LoadedGGUF:
         if self._lib.llama_set_adapters_lora(self._context, handles, len(chosen), scales) != 0:
             raise ZephyraError("llama.cpp cannot switch the adapters")
 
+    def read(self, ids: Sequence[int]) -> None:
+        """Compute one text from an empty cache, for who watches."""
+        for at in range(0, len(ids), self._batch):
+            self._decode(ids[at : at + self._batch], at)
+
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         """Next-token logits `[len(ids), vocab_size]` of one text, from an empty cache."""
         import numpy as np
@@ -117,17 +157,17 @@ class LoadedGGUF:
         raw = self._lib.llama_get_embeddings_seq(self._context, 0)
         return np.ctypeslib.as_array(raw, (labels,)).copy()
 
-    def _decode(self, ids: Sequence[int]) -> None:
-        if not 0 < len(ids) <= self._length or not all(0 <= n < self.vocab_size for n in ids):
-            raise ValueError(f"{len(ids)} ids, at most {self._length}, each below {self.vocab_size}")
+    def _decode(self, ids: Sequence[int], start: int = 0) -> None:
+        if not 0 < len(ids) <= self._batch or not all(0 <= n < self.vocab_size for n in ids):
+            raise ValueError(f"{len(ids)} ids, at most {self._batch}, each below {self.vocab_size}")
         memory = self._lib.llama_get_memory(self._context)
-        if memory:
+        if memory and start == 0:
             self._lib.llama_memory_clear(memory, True)
         batch = self._lib.llama_batch_init(len(ids), 0, 1)
         try:
             batch.n_tokens = len(ids)
             for n, token in enumerate(ids):
-                batch.token[n], batch.pos[n], batch.logits[n] = token, n, True
+                batch.token[n], batch.pos[n], batch.logits[n] = token, start + n, True
                 batch.n_seq_id[n], batch.seq_id[n][0] = 1, 0
             if self._lib.llama_decode(self._context, batch) != 0:
                 raise ZephyraError(f"llama.cpp cannot compute {len(ids)} tokens with {self._path}")

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import Any
 
 from zephyra_converters.adapter import Adapter, LoraPair, check_belongs
 from zephyra_converters.architecture import ARCHITECTURES, arch_for
 from zephyra_converters.checkpoint import LazyTensor
+from zephyra_converters.gguf_check_lora import FINGERPRINT
 from zephyra_converters.gguf_file import Planned, stored_type, write_gguf_file
 from zephyra_converters.gguf_header import read_header
-from zephyra_converters.gguf_read import tensor_reader, text_metadata
+from zephyra_converters.gguf_read import tensor_of, text_metadata
+from zephyra_converters.layout import interleaved, scaled, separated
 from zephyra_converters.names import DECODER, pattern_of, reverse, translate
-from zephyra_converters.rope_order import interleave, separate
 from zephyra_fusion.config import FusionConfig
 from zephyra_fusion.errors import ZephyraError
-
-if TYPE_CHECKING:
-    import numpy as np
 
 LORA_TYPES = ("F32", "F16", "BF16", "Q8_0")
 
 
-def write_lora_gguf(adapter: Adapter, config: FusionConfig, path: Path, kind: str) -> dict[str, int]:
-    """Write the adapter for a base of this config; returns the number of tensors of each type.
+def write_lora_gguf(
+    adapter: Adapter,
+    config: FusionConfig,
+    path: Path,
+    kind: str,
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, int]:
+    """Write the adapter for a base of this config, with `more` metadata; returns the number of tensors by type.
 
     llama.cpp scales by alpha / r with one alpha for the file: where the modules' alphas differ, the file's is their
     first one's, and the rest of a module's scale goes into its B.
@@ -34,7 +39,8 @@ def write_lora_gguf(adapter: Adapter, config: FusionConfig, path: Path, kind: st
     architecture = arch_for(config)
     first = next(iter(adapter.pairs.values()))
     alpha = first.scale * first.rank
-    metadata = {
+    metadata: dict[str, Any] = {
+        **more,
         "general.type": "adapter",
         "general.name": adapter.name,
         "adapter.type": "lora",
@@ -56,7 +62,7 @@ def read_lora_gguf(path: Path, config: FusionConfig) -> Adapter:
     expected = arch_for(config).name
     if header.architecture != expected:
         raise ZephyraError(f"{path} was made for the architecture '{header.architecture}', the base is '{expected}'")
-    interleaved, alpha = ARCHITECTURES[expected].interleaved, float(metadata.get("adapter.lora.alpha", 0.0))
+    order, alpha = ARCHITECTURES[expected].interleaved, float(metadata.get("adapter.lora.alpha", 0.0))
     pairs, back = {}, reverse(DECODER)
     for name, info_b in sorted(header.tensors.items()):
         if not name.endswith(".lora_b"):
@@ -67,42 +73,35 @@ def read_lora_gguf(path: Path, config: FusionConfig) -> Adapter:
         if info_a is None or back.get(pattern, "{}{}").count("{}") > len(numbers):
             raise ZephyraError(f"{path}: '{target}' cannot be read back")
         module = back[pattern].format(*numbers).removesuffix(".weight")
-        read_b, heads = tensor_reader(path, info_b), _heads(module, config)
-        if interleaved and heads:
-            read_b = _then(read_b, separate, heads)
-        a = LazyTensor(module, tuple(reversed(info_a.shape)), info_a.type_name, tensor_reader(path, info_a))
-        b = LazyTensor(module, tuple(reversed(info_b.shape)), info_b.type_name, read_b)
+        a, b, heads = tensor_of(path, info_a), tensor_of(path, info_b), _heads(module, config)
+        if order and heads:
+            b = separated(b, heads)
         pairs[module] = LoraPair(a, b, alpha / a.shape[0] if alpha else 1.0)
-    adapter = Adapter(pairs=pairs, path=path, name=str(metadata.get("general.name") or path.stem))
+    adapter = Adapter(
+        pairs=pairs,
+        path=path,
+        name=str(metadata.get("general.name") or path.stem),
+        base_fingerprint=str(metadata.get(FINGERPRINT, "")),
+    )
     check_belongs(adapter, config)
     return adapter
 
 
-def _tensors(adapter: Adapter, config: FusionConfig, interleaved: bool, alpha: float) -> Iterator[LazyTensor]:
+def _tensors(adapter: Adapter, config: FusionConfig, order: bool, alpha: float) -> Iterator[LazyTensor]:
     for module, pair in adapter.pairs.items():
         found = translate(module + ".weight", DECODER)
         assert found is not None  # check_belongs saw to that
-        read_b, heads = pair.b.read, _heads(module, config)
-        if interleaved and heads:
-            read_b = _then(read_b, interleave, heads)
+        b, heads = pair.b, _heads(module, config)
+        if order and heads:
+            b = interleaved(b, heads)
         rest = pair.scale * pair.rank / alpha if alpha else pair.scale
         if not math.isclose(rest, 1.0, rel_tol=1e-9):
-            read_b = _scaled(read_b, rest)
-        yield LazyTensor(f"{found[0]}.lora_a", pair.a.shape, pair.a.dtype, pair.a.read)
-        yield LazyTensor(f"{found[0]}.lora_b", pair.b.shape, pair.b.dtype, read_b)
+            b = scaled(b, rest)
+        yield pair.a.named(f"{found[0]}.lora_a")
+        yield b.named(f"{found[0]}.lora_b")
 
 
 def _heads(module: str, config: FusionConfig) -> int | None:
     if module.endswith(".q_proj"):
         return config.num_attention_heads
     return config.num_key_value_heads if module.endswith(".k_proj") else None
-
-
-def _then(
-    read: Callable[[], np.ndarray], order: Callable[[np.ndarray, int], np.ndarray], heads: int
-) -> Callable[[], np.ndarray]:
-    return lambda: order(read(), heads)
-
-
-def _scaled(read: Callable[[], np.ndarray], factor: float) -> Callable[[], np.ndarray]:
-    return lambda: (read() * factor).astype("float32")

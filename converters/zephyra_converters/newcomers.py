@@ -8,15 +8,16 @@ free (Rifkin and Lippert 2007), so every example is also an honest test: they se
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zephyra_converters.checkpoint import LazyTensor
+from zephyra_converters.dtypes import to_float32
 from zephyra_converters.gguf_file import Planned, write_gguf_file
 from zephyra_converters.gguf_header import read_header
-from zephyra_converters.gguf_read import row_reader
+from zephyra_converters.gguf_read import tensor_of
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.router import NONE
 
@@ -30,7 +31,6 @@ STOLEN_FROM_BASE = 0.15  # of those that are nobody's
 MISSED = 0.03  # of the newcomer's own, where the others leave room
 MARGIN = 0.25  # of the way between the two
 RIDGES = (0.1, 0.3, 1.0, 3.0)
-_CHUNK = 8192  # rows of the embedding table read at once
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,11 @@ def learn(base: Path, newcomers: Sequence[str], samples: Sequence[Sample]) -> tu
 
     header = read_header(base)
     table = header.tensors["token_embd.weight"]
-    rows, vocabulary = row_reader(base, table), table.shape[1]
+    rows, vocabulary = tensor_of(base, table), table.shape[1]
     used = sorted({token for sample in samples for token in sample.tokens})
     place = {token: number for number, token in enumerate(used)}
     embeddings = np.empty((len(used), table.shape[0]), dtype=np.float32)
-    for start, chunk in _chunks(rows, vocabulary):
+    for start, chunk in _chunks(rows):
         inside = [token for token in used if start <= token < start + len(chunk)]
         embeddings[[place[token] for token in inside]] = chunk[[token - start for token in inside]]
     present = np.zeros((len(samples), len(used)), dtype=np.float32)
@@ -98,7 +98,7 @@ def learn(base: Path, newcomers: Sequence[str], samples: Sequence[Sample]) -> tu
         detector, direction = _detector(name, samples, views)
         weights = np.zeros(vocabulary, dtype=np.float32)
         weights[used] = detector.weights
-        for start, chunk in _chunks(rows, vocabulary):
+        for start, chunk in _chunks(rows):
             weights[start : start + len(chunk)] += chunk @ direction
         found.append(Learned(**{**vars(detector), "weights": weights * rarity}))
     return rarity, found
@@ -107,10 +107,7 @@ def learn(base: Path, newcomers: Sequence[str], samples: Sequence[Sample]) -> tu
 def write_newcomers(path: Path, rarity: np.ndarray, learned: Sequence[Learned]) -> None:
     """The vectors as a GGUF file, in the order of `learned`."""
     vectors = {"rarity": rarity, **{f"weights.{n}": detector.weights for n, detector in enumerate(learned)}}
-    planned = [
-        Planned(LazyTensor(name, vector.shape, "F32", lambda vector=vector: vector), "F32")  # type: ignore[misc]
-        for name, vector in vectors.items()
-    ]
+    planned = [Planned(LazyTensor.holding(name, vector), "F32") for name, vector in vectors.items()]
     write_gguf_file(path, "zephyra-newcomers", {"general.type": "newcomers"}, planned)
 
 
@@ -125,12 +122,12 @@ class _Views:
     scale: np.ndarray
 
 
-def _chunks(rows: Any, vocabulary: int) -> Any:
+def _chunks(table: LazyTensor) -> Iterator[tuple[int, np.ndarray]]:
     """(first row, rows of length 1) of the embedding table."""
     import numpy as np
 
-    for start in range(0, vocabulary, _CHUNK):
-        chunk = rows(start, min(_CHUNK, vocabulary - start))
+    for start, words in table.blocks():
+        chunk = to_float32(words, table.dtype, table.name)
         yield start, chunk / np.maximum(np.linalg.norm(chunk, axis=1, keepdims=True), 1e-6)
 
 

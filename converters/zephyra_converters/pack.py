@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,15 @@ from typing import Any
 from zephyra_converters.adapter import Adapter, check_belongs
 from zephyra_converters.checkpoint import Checkpoint
 from zephyra_converters.json_file import write_json
+from zephyra_converters.meter import Meter
 from zephyra_converters.parts import make_adapter, make_base, make_router, planned_base
+from zephyra_converters.quantize import UNQUANTIZED, Quantization
 from zephyra_converters.report import Part
 from zephyra_converters.router import RouterCheckpoint
 from zephyra_converters.verify import Proof
 from zephyra_fusion.chat import ZEPHYRA, ZEPHYRA_JINJA
 from zephyra_fusion.errors import ZephyraError
 
-Progress = Callable[[int, int | None, str], None]
 MANIFEST = "zephyra.json"
 _DOMAIN = re.compile(r"[\w][\w.-]*")
 
@@ -58,18 +59,13 @@ def check_pack(sources: PackSources) -> None:
             raise ZephyraError(
                 f"the router reads {config.vocab_size} token ids, the base has {sources.base.config.vocab_size}"
             )
-    template = sources.base.tokenizer.chat_template if sources.base.tokenizer else None
-    if template not in (None, ZEPHYRA_JINJA):
-        raise ZephyraError(
-            "the base has a chat template of its own, a pack can hold only zephyra's as yet",
-            hint="convert it to a bare .gguf (name TARGET so); its template is used as it is",
-        )
 
 
-def plan_pack(sources: PackSources, quantization: str) -> list[Part]:
+def plan_pack(sources: PackSources, wanted: Quantization) -> list[Part]:
     """What `write_pack` would write; sizes from the headers."""
     check_pack(sources)
-    base, _ = planned_base(sources.base, "base.gguf", quantization)
+    base, _ = planned_base(sources.base, "base.gguf", wanted)
+    quantization = wanted.name
     bytes_each = {"F32": 4.0, "F16": 2.0, "BF16": 2.0, "Q8_0": 1.0625}
     parts, kind = [base], adapter_type(quantization)
     for name, adapter in sources.adapters.items():
@@ -81,29 +77,25 @@ def plan_pack(sources: PackSources, quantization: str) -> list[Part]:
 
 
 def write_pack(
-    sources: PackSources, folder: Path, quantization: str, *, verify: bool, progress: Progress
+    sources: PackSources, folder: Path, wanted: Quantization, proof: Proof | None, meter: Meter
 ) -> list[Part]:
-    """Fill an empty folder; the manifest comes last. `verify` proves every file, each adapter switched on."""
+    """Fill an empty folder; the manifest comes last. `proof` proves every file, each adapter switched on."""
     check_pack(sources)
-    proof = Proof(sources.base) if verify else None
-    steps, done = 1 + len(sources.adapters) + (sources.router is not None), 0
-    progress(done, steps, "base")
-    base_file = folder / "base.gguf"
-    parts = [make_base(sources.base, base_file, "base.gguf", quantization, proof)]
+    base_file, quantization = folder / "base.gguf", wanted.name
+    parts = [make_base(sources.base, base_file, "base.gguf", wanted, proof, meter)]
     if sources.adapters:
         (folder / "adapters").mkdir()
     for name, adapter in sources.adapters.items():
-        progress(done := done + 1, steps, f"adapter {name}")
         file, kind = f"adapters/{name}.gguf", adapter_type(quantization)
-        parts.append(make_adapter(adapter, sources.base.config, folder / file, file, kind, base_file, proof))
+        meter.say(f"{file}: writing and comparing {kind}")
+        parts.append(make_adapter(adapter, sources.base, folder / file, file, kind, base_file, proof))
+        meter.add(parts[-1].bytes)
     if sources.router is not None:
-        progress(done := done + 1, steps, "router")
         kind = router_type(quantization)
-        parts.append(make_router(sources.router, folder / "router.gguf", "router.gguf", kind, verify=verify))
+        parts.append(make_router(sources.router, folder / "router.gguf", "router.gguf", kind, verify=proof is not None))
     assert sources.base.tokenizer is not None  # make_base saw to that
     write_json(folder / "tokenizer.json", sources.base.tokenizer.tokenizer)
     write_json(folder / MANIFEST, manifest(sources, folder, parts))
-    progress(steps, steps, "manifest")
     return parts
 
 
@@ -111,6 +103,7 @@ def manifest(sources: PackSources, folder: Path, parts: list[Part]) -> dict[str,
     """`zephyra.json`, with the hash and size of every other file in the folder."""
     by_file = {part.file: part for part in parts}
     base, config = by_file["base.gguf"], sources.base.config
+    template = sources.base.tokenizer.chat_template if sources.base.tokenizer else None
     values: dict[str, Any] = {
         "format": "zephyra-pack",
         "version": 1,
@@ -129,7 +122,7 @@ def manifest(sources: PackSources, folder: Path, parts: list[Part]) -> dict[str,
         "router": None,
         "draft": None,
         "tokenizer": {"file": "tokenizer.json"},
-        "chat": asdict(ZEPHYRA),
+        "chat": asdict(ZEPHYRA) if template in (None, ZEPHYRA_JINJA) else None,  # None: the one inside the base
         "generation": dict(sources.generation),
     }
     for name in sources.adapters:
@@ -164,7 +157,7 @@ def manifest(sources: PackSources, folder: Path, parts: list[Part]) -> dict[str,
 
 def adapter_type(quantization: str) -> str:
     """Adapters follow the base down to Q8_0: they are small, and rank-32 rows in Q8_0 run faster than F16."""
-    return quantization if quantization in ("F32", "F16", "BF16") else "Q8_0"
+    return quantization if quantization in UNQUANTIZED else "Q8_0"
 
 
 def router_type(quantization: str) -> str:

@@ -7,74 +7,107 @@ from pathlib import Path
 from zephyra_converters.adapter import Adapter, check_belongs
 from zephyra_converters.architecture import arch_for
 from zephyra_converters.checkpoint import Checkpoint
+from zephyra_converters.fingerprint import check_base, fingerprint
 from zephyra_converters.gguf_check import check_gguf
+from zephyra_converters.gguf_check_lora import FINGERPRINT
+from zephyra_converters.gguf_file import patch_numbers
 from zephyra_converters.gguf_write import GGUFPlan, plan_gguf, write_gguf
+from zephyra_converters.imatrix import ImportanceMatrix, compute_importance, read_importance
 from zephyra_converters.loaded import LoadedGGUF
 from zephyra_converters.lora import write_lora_gguf
-from zephyra_converters.quantize import quantize, types_of
+from zephyra_converters.meter import Meter
+from zephyra_converters.quantize import UNQUANTIZED, Quantization, check_patterns, quantize, types_of
 from zephyra_converters.report import Part
 from zephyra_converters.router import RouterCheckpoint, write_router_gguf
+from zephyra_converters.sizes import planned_size
 from zephyra_converters.tokenizer_parity import check_tokenizer
-from zephyra_converters.verify import Proof, verify_router
-from zephyra_fusion.config import FusionConfig
+from zephyra_converters.verify import Proof, figures, verify_router
 from zephyra_fusion.errors import ZephyraError
 
-_UNQUANTIZED = ("F32", "F16", "BF16")
 
-
-def make_base(checkpoint: Checkpoint, place: Path, file: str, quantization: str, proof: Proof | None) -> Part:
+def make_base(
+    checkpoint: Checkpoint, place: Path, file: str, wanted: Quantization, proof: Proof | None, meter: Meter
+) -> Part:
     """Write the base to `place` (its final name being `file`); with `proof`, verify vocabulary and logits.
 
     Quantized types go through an unquantized file beside it, which is proven too: exactly, where it is F32.
     """
-    plan = plan_gguf(checkpoint)
-    if quantization in _UNQUANTIZED:
-        counts = write_gguf(plan, place, quantization)
+    plan, importance, name = plan_gguf(checkpoint), None, wanted.name
+    check_patterns(wanted.tensor_types, [tensor.name for tensor in plan.tensors if len(tensor.shape) > 1])
+    more = {FINGERPRINT: fingerprint(checkpoint)} | (proof.placeholders() if proof else {})
+    if name in UNQUANTIZED:
+        meter.say(f"{file}: writing {name}")
+        counts = write_gguf(plan, place, name, more, meter.add)
     else:
-        between = place.with_name(place.name + ".plain")
+        between, plain = place.with_name(place.name + ".plain"), plain_type(checkpoint)
         try:
-            write_gguf(plan, between, plain_type(checkpoint))
-            if proof is not None and plain_type(checkpoint) == "F32":
-                proof.base(between, "F32")
-            counts = quantize(between, place, quantization)
+            meter.say(f"{file}: writing {plain}")
+            write_gguf(plan, between, plain, more, meter.add)
+            if proof is not None and plain == "F32":
+                meter.say(f"{file}: comparing F32")
+                proof.base(between, "F32", with_text=False)
+            if wanted.calibration is not None:
+                importance = _importance(wanted.calibration, between, plan, meter)
+            meter.say(f"{file}: quantizing to {name}")
+            counts = quantize(between, place, wanted, importance, meter)
         finally:
             between.unlink(missing_ok=True)
     check_gguf(place)
+    verification = None
     if proof is not None:
+        meter.say(f"{file}: comparing {name}")
         _prove_vocabulary(checkpoint, place)
+        verification = proof.base(place, name)
+        patch_numbers(place, figures(verification))
     return Part(
         file=file,
         kind="base",
         source=checkpoint.path.name,
         architecture=plan.architecture.name,
         parameters=checkpoint.parameters,
-        quantization=quantization,
+        quantization=name,
         bytes=place.stat().st_size,
         tensors=counts,
-        verification=proof.base(place, quantization) if proof is not None else None,
+        calibration=None if importance is None else importance.said(),
+        verification=verification,
         license=checkpoint.license,
     )
 
 
+def _importance(calibration: Path, gguf: Path, plan: GGUFPlan, meter: Meter) -> ImportanceMatrix:
+    """From the file, or from what the model in `gguf` computes over it."""
+    importance = read_importance(calibration)
+    if importance is None:
+        importance = compute_importance(
+            gguf, calibration, lambda done, total: meter.say(f"calibrating: {done} of {total} tokens")
+        )
+    importance.check([tensor.name for tensor in plan.tensors], str(gguf))
+    return importance
+
+
 def plain_type(checkpoint: Checkpoint) -> str:
     """The unquantized type that holds the checkpoint without loss."""
-    if checkpoint.dtype not in (*_UNQUANTIZED, "F64"):
+    if checkpoint.dtype not in (*UNQUANTIZED, "F64"):
         raise ZephyraError(
             f"{checkpoint.path} is quantized already ({checkpoint.dtype})", hint="convert the unquantized original"
         )
-    return checkpoint.dtype if checkpoint.dtype in _UNQUANTIZED else "F32"
+    return checkpoint.dtype if checkpoint.dtype in UNQUANTIZED else "F32"
 
 
 def make_adapter(
-    adapter: Adapter, config: FusionConfig, place: Path, file: str, kind: str, base: Path | None, proof: Proof | None
+    adapter: Adapter, checkpoint: Checkpoint, place: Path, file: str, kind: str, base: Path, proof: Proof | None
 ) -> Part:
-    """Write the adapter to `place` as `kind`; with `proof` and the GGUF of its base, verify it switched on."""
+    """Write the adapter to `place` as `kind`; with `proof`, verify it switched on over `base`, the GGUF of its base."""
+    config = checkpoint.config
     check_belongs(adapter, config)
-    counts = write_lora_gguf(adapter, config, place, kind)
+    check_base(adapter.base_fingerprint, checkpoint, f"the adapter {adapter.path}")
+    more = {FINGERPRINT: fingerprint(checkpoint)} | (proof.placeholders(adapter=True) if proof else {})
+    counts = write_lora_gguf(adapter, config, place, kind, more)
     verification = None
-    if proof is not None and base is not None:
+    if proof is not None:
         exact = kind == "F32" and set(types_of(base)) == {"F32"}
         verification = proof.adapter(base, adapter, place, "F32" if exact else f"{kind} adapter")
+        patch_numbers(place, figures(verification))
     return Part(
         file=file,
         kind="adapter",
@@ -107,39 +140,32 @@ def make_router(router: RouterCheckpoint, place: Path, file: str, kind: str, *, 
     )
 
 
-def planned_base(checkpoint: Checkpoint, file: str, quantization: str) -> tuple[Part, GGUFPlan]:
+def planned_base(checkpoint: Checkpoint, file: str, wanted: Quantization) -> tuple[Part, GGUFPlan]:
     """What `make_base` would write, from the headers alone."""
     plan = plan_gguf(checkpoint)
-    if quantization not in _UNQUANTIZED:
+    if wanted.name not in UNQUANTIZED:
         plain_type(checkpoint)
+    check_patterns(wanted.tensor_types, [tensor.name for tensor in plan.tensors if len(tensor.shape) > 1])
+    size, counts = planned_size(plan, wanted)
     part = Part(
         file=file,
         kind="base",
         source=checkpoint.path.name,
         architecture=plan.architecture.name,
         parameters=checkpoint.parameters,
-        quantization=quantization,
-        bytes=estimated_bytes(plan, quantization),
+        quantization=wanted.name,
+        bytes=size,
+        tensors=counts,
         license=checkpoint.license,
     )
     return part, plan
 
 
-# Bits a weight takes in llama.cpp's mixtures, blocks' scales included, measured on 7B-class models.
-_BITS = {
-    "F32": 32, "F16": 16, "BF16": 16, "Q8_0": 8.5, "Q6_K": 6.6, "Q5_K_M": 5.7, "Q5_K_S": 5.5, "Q5_1": 6.0, "Q5_0": 5.5,
-    "Q4_K_M": 4.9, "Q4_K_S": 4.6, "Q4_1": 5.0, "Q4_0": 4.6, "IQ4_NL": 4.6, "IQ4_XS": 4.4, "Q3_K_L": 4.3, "Q3_K_M": 3.9,
-    "Q3_K_S": 3.5, "IQ3_M": 3.8, "IQ3_S": 3.6, "Q2_K": 3.2, "TQ2_0": 2.4, "TQ1_0": 2.1,
-}  # fmt: skip
-
-
-def estimated_bytes(plan: GGUFPlan, quantization: str) -> int:
-    """Size of the file: exact to the header for unquantized types, an estimate for the others."""
-    matrices = sum(t.size for t in plan.tensors if len(t.shape) > 1)
-    vectors = sum(t.size for t in plan.tensors if len(t.shape) < 2)
-    vocabulary = sum(len(token.encode()) + 12 for token in plan.vocabulary.tokens)
-    merges = sum(len(merge.encode()) + 8 for merge in plan.vocabulary.merges)
-    return int(matrices * _BITS[quantization] / 8) + 4 * vectors + vocabulary + merges + 64 * len(plan.tensors)
+def intermediate_bytes(checkpoint: Checkpoint, wanted: Quantization) -> int:
+    """What lies on the disk besides the result while a quantized base is made."""
+    if wanted.name in UNQUANTIZED:
+        return 0
+    return planned_size(plan_gguf(checkpoint), Quantization(name=plain_type(checkpoint)))[0]
 
 
 def _prove_vocabulary(checkpoint: Checkpoint, gguf: Path) -> None:

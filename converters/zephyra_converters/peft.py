@@ -109,8 +109,8 @@ def write_peft(adapter: Adapter, folder: Path, base: str = "") -> None:
     for module, pair in adapter.pairs.items():
         for side, tensor in (("A", pair.a), ("B", pair.b)):
             name = f"{PREFIX}{module}.lora_{side}.weight"
-            tensors[name] = LazyTensor(name, tensor.shape, "F32", tensor.read)
-    write_safetensors(folder / "adapter_model.safetensors", tensors.values())
+            tensors[name] = tensor.named(name)
+    write_safetensors(folder / "adapter_model.safetensors", tensors.values(), "F32")
 
 
 def _layers(modules: Mapping[str, int]) -> list[int] | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from zephyra_converters.verify import Comparison
+from zephyra_converters.comparison import Comparison
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,7 @@ class Part:
     bytes: int  # 0 where nothing was written
     tensors: Mapping[str, int] = field(default_factory=dict)  # how many tensors ended with which type
     rank: int | None = None
+    calibration: str | None = None  # the importance matrix that it was quantized with
     verification: Comparison | None = None
     license: str | None = None
 

@@ -131,8 +131,7 @@ def write_router_gguf(router: RouterCheckpoint, path: Path, kind: str) -> dict[s
     for name, tensor in router.tensors.items():
         found = translate(name, ROUTER)
         assert found is not None  # check_names saw to that
-        renamed = LazyTensor(found[0], tensor.shape, tensor.dtype, tensor.read)
-        planned.append(Planned(renamed, stored_type(tensor.shape, kind)))
+        planned.append(Planned(tensor.named(found[0]), stored_type(tensor.shape, kind)))
     return write_gguf_file(path, "modern-bert", router_metadata(router.config), planned)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,8 +47,13 @@ def read_safetensors(path: Path) -> dict[str, LazyTensor]:
     return tensors
 
 
-def write_safetensors(path: Path, tensors: Iterable[LazyTensor], dtype: str | None = None) -> None:
-    """Write the tensors, one in memory at a time; `dtype` F32, F16 or BF16 (None: each keeps its own)."""
+def write_safetensors(
+    path: Path,
+    tensors: Iterable[LazyTensor],
+    dtype: str | None = None,
+    progress: Callable[[int], None] = lambda size: None,
+) -> None:
+    """Write the tensors, some rows in memory at a time; `dtype` F32, F16 or BF16 (None: each keeps its own)."""
     listed = sorted(tensors, key=lambda tensor: tensor.name)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers insists on this entry
     offset = 0
@@ -65,7 +70,11 @@ def write_safetensors(path: Path, tensors: Iterable[LazyTensor], dtype: str | No
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for tensor in listed:
-            file.write(from_float32(tensor.read(), dtype or tensor.dtype, tensor.name).tobytes())
+            for _, words in tensor.blocks():
+                if tensor.dtype != (dtype or tensor.dtype):
+                    words = from_float32(to_float32(words, tensor.dtype, tensor.name), str(dtype), tensor.name)
+                file.write(words.tobytes())
+                progress(words.nbytes)
 
 
 def _read_header(path: Path) -> tuple[Mapping[str, Any], int]:
@@ -110,13 +119,15 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[tuple[int, ...], str, int
 
 
 def _reader(path: Path, name: str, dtype: str, shape: tuple[int, ...], offset: int) -> Any:
-    def read() -> np.ndarray:
+    columns = shape[-1] if shape else 1
+
+    def rows(begin: int, end: int) -> np.ndarray:
         import numpy as np
 
-        count = math.prod(shape)
-        words = np.fromfile(path, dtype=storage(dtype), count=count, offset=offset)
+        start, count = offset + begin * columns * ITEM_SIZE[dtype], (end - begin) * columns
+        words = np.fromfile(path, dtype=storage(dtype), count=count, offset=start)
         if words.size != count:
             raise ZephyraError(f"{path}: tensor '{name}' ends early, the file changed while it was read")
-        return to_float32(words, dtype, name).reshape(shape)
+        return words.reshape(end - begin, columns)
 
-    return read
+    return rows

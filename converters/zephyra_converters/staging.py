@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -27,8 +28,17 @@ def check_target(source: Path, target: Path, *, force: bool) -> None:
 
 
 @contextmanager
-def staged(target: Path, *, folder: bool = False) -> Iterator[Path]:
-    """A place beside the target (a file's name, or an empty folder) that becomes the target if all goes well."""
+def staged(target: Path, *, folder: bool = False, needs: int = 0) -> Iterator[Path]:
+    """A place beside the target (a file's name, or an empty folder) that becomes the target if all goes well.
+
+    ZephyraError, before anything is written: fewer than `needs` bytes are free. What a killed run left is removed.
+    """
+    _remove_leftovers(target)
+    if (free := shutil.disk_usage(target.parent).free) < needs:
+        raise ZephyraError(
+            f"{target} needs {needs} bytes while it is made, {free} are free in {target.parent.resolve()}",
+            hint="make room, or name a target on another disk",
+        )
     place = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         if folder:
@@ -42,10 +52,32 @@ def staged(target: Path, *, folder: bool = False) -> Iterator[Path]:
             f"cannot write {error.filename or target}: {error.strerror or error}", hint="nothing was left behind"
         ) from None
     finally:
-        if place.is_dir():
-            shutil.rmtree(place, ignore_errors=True)
-        else:
-            place.unlink(missing_ok=True)
+        _remove(place)
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Places of runs for this target whose process is gone."""
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*.partial*"):
+        number = path.name.removeprefix(f".{target.name}.").partition(".")[0]
+        if number.isdigit() and not _alive(int(number)):
+            _remove(path)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return process != os.getpid()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _ours(folder: Path) -> bool:

@@ -41,7 +41,10 @@ def read_torch(path: Path) -> dict[str, LazyTensor]:
 
 
 def _reader(tensor: Any) -> Any:
-    def read() -> np.ndarray:
-        return tensor.float().numpy()
+    def rows(begin: int, end: int) -> np.ndarray:
+        import torch
 
-    return read
+        part = tensor.reshape(-1, tensor.shape[-1] if tensor.dim() else 1)[begin:end].contiguous()
+        return part.view(torch.uint16).numpy() if part.dtype == torch.bfloat16 else part.numpy()
+
+    return rows

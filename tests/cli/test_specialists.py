@@ -134,13 +134,13 @@ def test_cat_is_the_exact_sum(pack: Pack, tiny_loras: dict[str, Any]) -> None:
     import numpy as np
 
     from zephyra_converters.gguf_header import read_header
-    from zephyra_converters.gguf_read import tensor_reader
+    from zephyra_converters.gguf_read import tensor_of
 
     specialists.merge(pack, ["shell", "sql"], "both", "cat", [0.75, 0.5])
     file = Pack.read(pack.root).path("adapters/both.gguf")
     header = read_header(file)
     name = "blk.0.attn_q.weight"
-    a, b = (tensor_reader(file, header.tensors[f"{name}.lora_{side}"])() for side in "ab")
+    a, b = (tensor_of(file, header.tensors[f"{name}.lora_{side}"]).read() for side in "ab")
     scale = header.metadata["adapter.lora.alpha"] / a.shape[0]
     wanted = sum(
         weight * scale_ * (b_ @ a_)

@@ -139,10 +139,42 @@ def test_an_interruption_leaves_nothing(
 ) -> None:
     def interrupt(done: int, total: int | None, text: str) -> None:
         assert [path.name for path in tmp_path.iterdir()] == [f".pack.{os.getpid()}.partial"]
-        if done == 1:
+        if "adapters/law" in text:
             raise KeyboardInterrupt
 
     options = Options(adapters={"law": tiny_peft()}, verify=False, progress=interrupt)
     with pytest.raises(KeyboardInterrupt):
         convert(checkpoint_folder("qwen3"), tmp_path / "pack", options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_quantizer_is_ended(checkpoint_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    def interrupt(done: int, total: int | None, text: str) -> None:
+        if "quantizing" in text and any(path.suffix == ".plain" for path in tmp_path.iterdir()):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(checkpoint_folder("qwen3"), tmp_path / "a.gguf", Options(quantization="Q4_0", progress=interrupt))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_run_left_is_removed(checkpoint_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    """Its process is gone; another's that still runs is left alone, and so is what others named alike."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for name in (f".a.gguf.{ended.pid}.partial", f".a.gguf.{ended.pid}.partial.plain"):
+        (tmp_path / name).write_text("half")
+    kept = {f".a.gguf.{os.getppid()}.partial", ".b.gguf.1.partial", ".a.gguf.mine.partial"}
+    for name in kept:
+        (tmp_path / name).write_text("another's")
+    convert(checkpoint_folder("qwen3"), tmp_path / "a.gguf", Options(quantization="F16", verify=False))
+    assert {path.name for path in tmp_path.iterdir()} == {"a.gguf", *kept}
+
+
+def test_too_little_room_is_said_beforehand(
+    checkpoint_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10**6, 10**6, 1000))
+    with pytest.raises(ZephyraError, match="needs [0-9]+ bytes while it is made, 1000 are free"):
+        convert(checkpoint_folder("qwen3"), tmp_path / "a.gguf")
     assert not list(tmp_path.iterdir())

@@ -124,18 +124,14 @@ def test_nan_weights_are_named_and_nothing_stays(checkpoint_folder: Callable[[st
     values[3, 5] = np.nan
     from zephyra_converters.checkpoint import LazyTensor
 
-    tensors[name] = LazyTensor(name, values.shape, "F32", lambda: values)
-    write_safetensors(tmp_path / "new", [LazyTensor(n, t.shape, t.dtype, _held(t.read())) for n, t in tensors.items()])
+    tensors[name] = LazyTensor.holding(name, values)
+    write_safetensors(tmp_path / "new", [LazyTensor.holding(n, t.read()) for n, t in tensors.items()])
     (tmp_path / "new").replace(source / "model.safetensors")
     with pytest.raises(
-        ZephyraError, match=r"ffn_up.weight' has 1 values that are NaN or infinite, the first at \[3, 5\]"
+        ZephyraError, match=r"ffn_up.weight' has values that are NaN or infinite, the first at \[3, 5\]"
     ):
         convert(source, tmp_path / "a.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["changed"]
-
-
-def _held(values: np.ndarray) -> Callable[[], np.ndarray]:
-    return lambda: values
 
 
 def test_targets_are_guarded(checkpoint_folder: Callable[[str], Path], tmp_path: Path) -> None:

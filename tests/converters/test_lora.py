@@ -13,6 +13,8 @@ import pytest
 from zephyra_converters.checkpoint import LazyTensor
 from zephyra_converters.convert import Options, convert
 from zephyra_converters.decoder_reference import reference_logits
+from zephyra_converters.gguf_check import check_gguf
+from zephyra_converters.gguf_header import read_header
 from zephyra_converters.gguf_write import plan_gguf, write_gguf
 from zephyra_converters.hf import read_hf
 from zephyra_converters.loaded import LoadedGGUF
@@ -59,7 +61,8 @@ def adapted(
             with torch.no_grad():
                 for name, parameter in model.named_parameters():
                     if "lora_" in name:
-                        parameter.copy_(torch.randn_like(parameter) / parameter.shape[1] ** 0.5)
+                        size = (0.3 if "lora_B" in name else 1.0) / parameter.shape[1] ** 0.5
+                        parameter.copy_(torch.randn_like(parameter) * size)
             folder = tmp_path_factory.mktemp("adapters") / variant
             model.save_pretrained(folder)
             made[variant] = model, folder, base
@@ -145,7 +148,7 @@ def edited(folder: Path, target: Path, tensors: dict[str, Any] | None = None, **
     (target / "adapter_config.json").write_text(json.dumps(values))
     kept = {n: t.read() for n, t in read_safetensors(folder / "adapter_model.safetensors").items()}
     kept = {n: v for n, v in (kept | (tensors or {})).items() if v is not None}
-    lazy = [LazyTensor(n, v.shape, "F32", lambda v=v: v) for n, v in kept.items()]  # type: ignore[misc]
+    lazy = [LazyTensor.holding(n, v) for n, v in kept.items()]
     write_safetensors(target / "adapter_model.safetensors", lazy)
     return target
 
@@ -215,6 +218,70 @@ def test_an_adapter_that_changes_nothing_is_an_error(
     with pytest.raises(ZephyraError, match="changes nothing"):
         convert(source, tmp_path / "a.gguf", Options(base=base))
     assert [path.name for path in tmp_path.iterdir()] == ["edited"]
+
+
+def test_an_adapter_that_changes_everything_is_an_error(
+    adapted: Callable[[str], tuple[Any, Path, Path]], tmp_path: Path
+) -> None:
+    _, folder, base = adapted("plain")
+    with pytest.raises(ZephyraError, match="changes everything"):
+        convert(edited(folder, tmp_path / "edited", lora_alpha=300), tmp_path / "a.gguf", Options(base=base))
+
+
+def test_a_converted_adapter_knows_its_base(
+    adapted: Callable[[str], tuple[Any, Path, Path]], oracle: Callable[[str], Any], tmp_path: Path
+) -> None:
+    """The fingerprint holds through quantization, and tells a base from another of the same shape."""
+    import torch
+
+    _, folder, base = adapted("plain")
+    convert(base, tmp_path / "q8.gguf", Options(quantization="Q8_0", verify=False))
+    convert(folder, tmp_path / "a.gguf", Options(base=tmp_path / "q8.gguf", verify=False))
+    convert(tmp_path / "a.gguf", tmp_path / "back", Options(to="hf", base=base))
+    import copy
+
+    other = copy.deepcopy(oracle("llama"))
+    with torch.no_grad():
+        other.model.norm.weight.mul_(1.01)
+    other.save_pretrained(tmp_path / "other")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "other" / file).write_bytes((base / file).read_bytes())
+    with pytest.raises(ZephyraError, match="fingerprints differ"):
+        convert(tmp_path / "a.gguf", tmp_path / "back2", Options(to="hf", base=tmp_path / "other"))
+    convert(tmp_path / "other", tmp_path / "other.gguf", Options(quantization="Q8_0", verify=False))
+    with pytest.raises(ZephyraError, match="trained on another base"):
+        check_gguf(tmp_path / "a.gguf", base=read_header(tmp_path / "other.gguf"))
+
+
+def test_a_blend_has_pefts_logits(
+    adapted: Callable[[str], tuple[Any, Path, Path]], token_ids: list[list[int]], tmp_path: Path
+) -> None:
+    """W + 0.7 s B A + 0.4 s' B' A': peft's combination "cat"."""
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    (_, plain, base), (_, head, _) = adapted("plain"), adapted("head")
+    checkpoint = read_hf(base)
+    write_gguf(plan_gguf(checkpoint), tmp_path / "base.gguf", "F32")
+    model = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base).float(), plain, "plain")
+    model.load_adapter(edited(head, tmp_path / "edited", save_embedding_layers=None), "head")
+    for name, folder in (("plain", plain), ("head", head)):
+        write_lora_gguf(read_peft(folder), checkpoint.config, tmp_path / f"{name}.gguf", "F32")
+    with LoadedGGUF(tmp_path / "base.gguf", 64) as gguf:
+        for name in ("plain", "head"):
+            gguf.add_adapter(name, tmp_path / f"{name}.gguf")
+        gguf.set_adapters({"plain": 0.7, "head": 0.4})
+        model.base_model.set_adapter(["plain", "head"])
+        for module in model.modules():
+            if isinstance(module, peft.tuners.lora.LoraLayer):
+                for name, weight in (("plain", 0.7), ("head", 0.4)):
+                    if name in module.scaling:
+                        module.scaling[name] *= weight
+        for ids in token_ids:
+            with torch.no_grad():
+                expected = model(torch.tensor([ids])).logits[0].numpy()
+            assert np.abs(gguf.logits(ids) - expected).max() <= 1e-3
 
 
 def test_old_bin_adapters_are_read(adapted: Callable[[str], tuple[Any, Path, Path]], tmp_path: Path) -> None:

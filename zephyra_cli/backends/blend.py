@@ -84,9 +84,9 @@ def _read(path: Path, info: TensorInfo) -> np.ndarray:
     import numpy as np
 
     if info.type != _Q8_0:
-        from zephyra_converters.gguf_read import tensor_reader
+        from zephyra_converters.gguf_read import tensor_of
 
-        return tensor_reader(path, info)()
+        return tensor_of(path, info).read()
     blocks = np.fromfile(path, np.uint8, info.size, offset=info.offset).reshape(-1, 2 + _BLOCK)
     values = blocks[:, 2:].view(np.int8) * blocks[:, :2].view(np.float16).astype(np.float32)
     return values.reshape(info.shape[::-1])

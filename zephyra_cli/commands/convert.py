@@ -31,6 +31,22 @@ def convert(
             help="F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q4_K_M, … [default: Q8_0; F16 for a lone adapter or router]",
         ),
     ] = None,
+    tensor_type: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tensor-type",
+            metavar="PATTERN=TYPE",
+            help="Another type for the tensors whose GGUF name has PATTERN in it, as ffn_down=Q6_K (repeatable).",
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration",
+            metavar="FILE",
+            help="Weigh columns by how much this text uses them; a text, or an imatrix file (.gguf, .dat).",
+        ),
+    ] = None,
     to: Annotated[Literal["gguf", "hf"], typer.Option("--to", help="The format to write.")] = "gguf",
     base: Annotated[
         Path | None, typer.Option("--base", metavar="PATH", help="The base of an adapter: folder, pack or .gguf.")
@@ -46,6 +62,10 @@ def convert(
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare the logits of source and result.")
     ] = True,
+    verify_text: Annotated[
+        Path | None,
+        typer.Option("--verify-text", metavar="FILE", help="Also compare perplexity and KL divergence on this text."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Read headers alone: what would be written, how large, what is refused.")
     ] = False,
@@ -62,9 +82,12 @@ def convert(
     from zephyra_converters.convert import convert as run
 
     adapters = _adapters(adapter or ())
-    with Progress() as progress:
+    with Progress(bytes=True) as progress:
         options = Options(
             quantization=quantize,
+            tensor_types=tensor_type or (),
+            calibration=calibration,
+            verify_text=verify_text,
             to=to,
             base=base,
             adapters=adapters,
@@ -82,6 +105,14 @@ def convert(
     for warning in report.warnings:
         ui.note(f"warning: {warning}")
     ui.write(ui.table([_HEAD, *(_row(report, part) for part in report.parts)], right=(3, 4)))
+    for part in report.parts:
+        if part.calibration:
+            ui.note(f"{part.file}: importance matrix from {part.calibration}")
+        if part.verification is not None and (text := part.verification.text) is not None:
+            ui.note(
+                f"{part.file}: perplexity {text.perplexity_source:.3f} -> {text.perplexity:.3f}, KL divergence "
+                f"{text.text_kl_divergence:.2g} on {text.text_tokens} tokens of {verify_text}"
+            )
     ui.note(f"{'would write' if dry_run else 'wrote'} {report.target}")
 
 

@@ -1,0 +1,117 @@
+"""What goes into a model's matrices while llama.cpp computes: squares of it, summed up by column."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, Any
+
+from zephyra_converters.imatrix import ImportanceMatrix, importance_of
+from zephyra_fusion.errors import ZephyraError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_F32 = 0
+
+
+class _Tensor(ctypes.Structure):
+    """struct ggml_tensor of the pinned llama.cpp (ggml.h); its size is checked before it is used."""
+
+
+_Tensor._fields_ = [
+    ("type", ctypes.c_int),
+    ("buffer", ctypes.c_void_p),
+    ("ne", ctypes.c_int64 * 4),
+    ("nb", ctypes.c_size_t * 4),
+    ("op", ctypes.c_int),
+    ("op_params", ctypes.c_int32 * 16),
+    ("flags", ctypes.c_int32),
+    ("src", ctypes.POINTER(_Tensor) * 10),
+    ("view_src", ctypes.c_void_p),
+    ("view_offs", ctypes.c_size_t),
+    ("data", ctypes.c_void_p),
+    ("name", ctypes.c_char * 64),
+    ("extra", ctypes.c_void_p),
+    ("padding", ctypes.c_char * 8),
+]
+
+
+class Squares:
+    """The callback that llama.cpp asks at every node of its graph (`cb_eval`), and the sums by tensor name."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, np.ndarray] = {}
+        self._counts: dict[str, np.ndarray] = {}
+        self._error: BaseException | None = None
+        self._plain, self._chosen = _operations()
+
+    def __call__(self, address: int, ask: bool, data: Any) -> bool:
+        """`ask`: is this node wanted? Afterwards it is computed, and read."""
+        try:
+            tensor = _Tensor.from_address(address)
+            if tensor.op not in (self._plain, self._chosen):
+                return not ask
+            weight, inputs = tensor.src[0].contents, tensor.src[1].contents
+            name = weight.name.decode()
+            if not name.startswith("blk.") or inputs.type != _F32:
+                return not ask
+            if not ask:
+                self._add(name, weight, inputs, tensor.src[2].contents if tensor.op == self._chosen else None)
+            return True
+        except BaseException as error:  # nothing may leave a callback of C
+            self._error = error
+            return False
+
+    def matrix(self, source: str, tokens: int) -> ImportanceMatrix:
+        """The means. ZephyraError: the model computed NaN or infinity."""
+        self.check()
+        return importance_of(self._sums, self._counts, source, tokens)
+
+    def check(self) -> None:
+        """Raise what went wrong in the callback."""
+        if self._error is not None:
+            raise self._error
+
+    def _add(self, name: str, weight: _Tensor, inputs: _Tensor, chosen: _Tensor | None) -> None:
+        import numpy as np
+
+        experts, columns = (int(weight.ne[2]), int(inputs.ne[0]))
+        x = _array(inputs, np.float32)  # [sequences, tokens or slots, rows, columns]
+        sums = self._sums.setdefault(name, np.zeros((experts, columns)))
+        counts = self._counts.setdefault(name, np.zeros(experts))
+        if chosen is None:
+            rows = x.reshape(-1, columns).astype(np.float64)
+            sums[0] += np.einsum("nc,nc->c", rows, rows)
+            counts[0] += len(rows)
+            return
+        ids = _array(chosen, np.int32)[0, 0]  # [tokens, slots]
+        x = np.broadcast_to(x[0], (*ids.shape, columns))  # one input for all slots, or one for each
+        for expert in np.unique(ids):
+            rows = x[ids == expert].astype(np.float64)
+            sums[expert] += np.einsum("nc,nc->c", rows, rows)
+            counts[expert] += len(rows)
+
+
+def _array(tensor: _Tensor, dtype: Any) -> np.ndarray:
+    """The tensor's memory as an array, slowest dimension first, without a copy."""
+    import numpy as np
+
+    shape, strides = tuple(reversed(tensor.ne)), tuple(reversed(tensor.nb))
+    size = sum((n - 1) * step for n, step in zip(shape, strides, strict=True)) + np.dtype(dtype).itemsize
+    memory = (ctypes.c_char * size).from_address(tensor.data)
+    return np.ndarray(shape, dtype, memory, strides=strides)
+
+
+def _operations() -> tuple[int, int]:
+    """The numbers of MUL_MAT and MUL_MAT_ID in this build. ZephyraError: it is not the build that we know."""
+    from llama_cpp._ggml import libggml
+
+    libggml.ggml_tensor_overhead.restype = ctypes.c_size_t
+    libggml.ggml_op_name.restype = ctypes.c_char_p
+    names = [libggml.ggml_op_name(n) for n in range(64)]
+    if libggml.ggml_tensor_overhead() - ctypes.sizeof(_Tensor) != 32 or b"MUL_MAT_ID" not in names:
+        raise ZephyraError(
+            "this llama.cpp lays out its tensors otherwise than 0.3.36 does",
+            hint="compute the importance matrix with llama-imatrix and give its file to --calibration",
+        )
+    return names.index(b"MUL_MAT"), names.index(b"MUL_MAT_ID")

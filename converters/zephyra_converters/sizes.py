@@ -1,0 +1,97 @@
+"""How large a base will be in each type, and whether it fits this machine: from the headers alone, exactly.
+
+llama.cpp's own quantizer decides over a file of the right header and no data, so mixtures and fallbacks are its own.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from zephyra_converters.gguf_file import Planned, tensor_bytes, write_header
+from zephyra_converters.gguf_write import GGUFPlan, type_of
+from zephyra_converters.quantize import QUANTIZATIONS, UNQUANTIZED, Quantization, planned_types
+from zephyra_fusion.config import SLIDING, FusionConfig
+
+_ALIGNMENT = 32
+_GRAPH = 64 * 2**20  # bytes: what a context takes beside its cache, roughly
+
+
+def planned_size(plan: GGUFPlan, wanted: Quantization) -> tuple[int, dict[str, int]]:
+    """(bytes of the file, number of tensors by type)."""
+    with _folder() as folder:
+        return _size(plan, wanted, folder)
+
+
+def sizes_by_type(plan: GGUFPlan) -> dict[str, int]:
+    """Bytes of the file in every type that llama.cpp writes."""
+    with _folder() as folder:
+        sizes = {}
+        for name in QUANTIZATIONS:
+            sizes[name] = _size(plan, Quantization(name=name), folder)[0]
+        return sizes
+
+
+def memory_needed(config: FusionConfig, file_bytes: int, tokens: int | None = None) -> int:
+    """Bytes that running the file takes: weights, a 16-bit cache of `tokens` (None: the model's whole context)."""
+    length = tokens or config.max_position_embeddings
+    width = (config.num_key_value_heads or 0) * (config.head_dim or 0)
+    cached = 0
+    for kind in config.layer_types or ():
+        cached += min(length, config.sliding_window or length) if kind == SLIDING else length
+    return file_bytes + 2 * 2 * width * cached + _GRAPH
+
+
+def machine_memory() -> int | None:
+    """Bytes of memory of this machine, or of the container that we are in; None where the system does not say."""
+    limits = []
+    try:
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError, AttributeError):
+        pass
+    return min(limits, default=None)
+
+
+def _size(plan: GGUFPlan, wanted: Quantization, folder: Path) -> tuple[int, dict[str, int]]:
+    if wanted.name in UNQUANTIZED:
+        types = {tensor.name: type_of(tensor, wanted.name) for tensor in plan.tensors}
+    else:
+        types = planned_types(_hollow(plan, folder), wanted)
+    counts: dict[str, int] = {}
+    total = _header_bytes(plan, folder)
+    for tensor in plan.tensors:
+        kind = types[tensor.name]
+        counts[kind] = counts.get(kind, 0) + 1
+        total += math.ceil(tensor_bytes(tensor.shape, kind) / _ALIGNMENT) * _ALIGNMENT
+    return total, counts
+
+
+def _header_bytes(plan: GGUFPlan, folder: Path) -> int:
+    path = folder / "header"
+    if not path.exists():
+        planned = [Planned(tensor, type_of(tensor, "F16")) for tensor in plan.tensors]
+        write_header(path, plan.architecture.name, plan.metadata, planned).close()
+    return path.stat().st_size
+
+
+def _hollow(plan: GGUFPlan, folder: Path) -> Path:
+    """A GGUF of the model's shape whose data are a hole in the file: it takes no room on the disk."""
+    path = folder / "hollow.gguf"
+    if not path.exists():
+        planned = [Planned(tensor, type_of(tensor, "F16")) for tensor in plan.tensors]
+        shape = {key: value for key, value in plan.metadata.items() if not key.startswith("tokenizer.")}
+        write_header(path, plan.architecture.name, shape, planned).close()
+        size = sum(math.ceil(tensor_bytes(p.tensor.shape, p.type) / _ALIGNMENT) * _ALIGNMENT for p in planned)
+        os.truncate(path, math.ceil(path.stat().st_size / _ALIGNMENT) * _ALIGNMENT + size)
+    return path
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="zephyra-") as name:
+        yield Path(name)

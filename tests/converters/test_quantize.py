@@ -1,0 +1,192 @@
+"""Quantization: importance matrices computed and read, types by pattern, and what is said of both."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from zephyra_converters.convert import Options, convert
+from zephyra_converters.decoder_reference import reference_hidden
+from zephyra_converters.gguf_header import read_header
+from zephyra_converters.gguf_write import plan_gguf, write_gguf
+from zephyra_converters.hf import read_hf
+from zephyra_converters.imatrix import CHUNK, compute_importance, importance_of, read_importance
+from zephyra_converters.names import DECODER, translate
+from zephyra_converters.quantize import NEED_CALIBRATION
+from zephyra_fusion.errors import ZephyraError
+
+WORDS = "find all files larger than a megabyte in the home folder and list the names of them "
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "calibration.txt"
+    path.write_text(WORDS * 12 + "SELECT name FROM people;\n" * 8)
+    return path
+
+
+@pytest.fixture(scope="module")
+def wide(
+    oracle: Callable[[str], Any], tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[], Path]:
+    """A checkpoint whose rows the super-blocks of 256 divide."""
+    import importlib
+
+    conftest = importlib.import_module("tests.converters.conftest")
+    folder = tmp_path_factory.mktemp("wide") / "wide"
+
+    def make() -> Path:
+        if not folder.exists():
+            transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+            sizes = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1, "head_dim": 128}
+            torch.manual_seed(3)
+            config = transformers.LlamaConfig(**{**conftest.SIZES, **sizes})
+            transformers.LlamaForCausalLM(config).save_pretrained(folder)
+            conftest.put_tokenizer(folder, tiny_tokenizer)
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize("family", ["qwen3", "mixtral"])
+def test_importance_is_the_mean_square_of_each_input(
+    family: str, checkpoint_folder: Callable[[str], Path], text: Path, tmp_path: Path
+) -> None:
+    """Against the reference's own inputs, experts by the tokens that each was given."""
+    checkpoint = read_hf(checkpoint_folder(family))
+    write_gguf(plan_gguf(checkpoint), tmp_path / "a.gguf", "F32")
+    seen: list[int] = []
+    ours = compute_importance(tmp_path / "a.gguf", text, lambda done, total: seen.append(done))
+
+    import json
+
+    import tokenizers
+
+    assert checkpoint.tokenizer is not None
+    ids = tokenizers.Tokenizer.from_str(json.dumps(checkpoint.tokenizer.tokenizer)).encode(text.read_text()).ids
+    length = min(CHUNK, checkpoint.config.max_position_embeddings)
+    pieces = [ids[at : at + length] for at in range(0, len(ids), length)]
+    squares: dict[tuple[str, int], list[np.ndarray]] = {}
+
+    def record(module: str, x: np.ndarray) -> float:
+        if module.startswith("model.layers"):
+            name, expert = translate(module + ".weight", DECODER) or ("", None)
+            squares.setdefault((name, expert or 0), []).append(x.astype(np.float64) ** 2)
+        return 0.0
+
+    reference_hidden(checkpoint.config, checkpoint.tensors, pieces, record)
+    experts = checkpoint.config.num_experts
+    for name, values in ours.values.items():
+        count = experts if "_exps" in name else 1
+        rows = values.reshape(count, -1)
+        for expert in range(count):
+            expected = np.concatenate(squares[name, expert]).mean(axis=0)
+            np.testing.assert_allclose(rows[expert], expected, rtol=2e-3)
+    assert {name for name, _ in squares} == set(ours.values)
+    assert seen[-1] == len(ids) == ours.tokens
+
+
+def test_both_file_formats_say_the_same(tmp_path: Path, write_gguf: Callable[..., Path]) -> None:
+    sums = {"blk.0.attn_q.weight": np.array([[2, 4, 6]], "f4"), "blk.0.ffn_up_exps.weight": np.ones((2, 3), "f4")}
+    counts = {"blk.0.attn_q.weight": np.array([2.0]), "blk.0.ffn_up_exps.weight": np.array([4.0, 0.0])}
+    expected = importance_of(sums, counts, "here", 8)
+    assert expected.silent_experts == 1
+    assert expected.values["blk.0.ffn_up_exps.weight"].tolist() == [0.25] * 3 + [1.0] * 3
+    tensors = {}
+    for name in sums:
+        tensors[name + ".in_sum2"] = sums[name]
+        tensors[name + ".counts"] = counts[name].astype("f4").reshape(-1, 1)
+    keys = {"general.architecture": "", "general.type": "imatrix", "imatrix.chunk_count": 4, "imatrix.chunk_size": 2}
+    read = read_importance(write_gguf(tmp_path / "a.gguf", keys, tensors))
+    assert read is not None and read.tokens == 8
+    old = struct.pack("<i", 2)
+    for name, values in expected.values.items():
+        old += struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", 3, values.size)
+        old += (values * 3).astype("<f4").tobytes()
+    (tmp_path / "a.dat").write_bytes(old + struct.pack("<i", 4))
+    older = read_importance(tmp_path / "a.dat")
+    assert older is not None
+    for name, values in expected.values.items():
+        np.testing.assert_allclose(read.values[name], values)
+        np.testing.assert_allclose(older.values[name], values)
+    (tmp_path / "short.dat").write_bytes(old[:60])
+    with pytest.raises(ZephyraError, match="cut short"):
+        read_importance(tmp_path / "short.dat")
+
+
+@pytest.mark.parametrize("kind", ["IQ1_S", "IQ2_XXS", "Q2_K_S"])
+def test_calibration_opens_the_smallest_types(kind: str, wide: Callable[[], Path], text: Path, tmp_path: Path) -> None:
+    assert kind in NEED_CALIBRATION
+    with pytest.raises(ZephyraError, match="needs an importance matrix"):
+        convert(wide(), tmp_path / "a.gguf", Options(quantization=kind))
+    options = Options(quantization=kind, calibration=text, verify=False)
+    part = convert(wide(), tmp_path / "a.gguf", options).parts[0]
+    assert part.calibration is not None and "calibration.txt" in part.calibration
+    assert part.bytes < 0.3 * convert(wide(), tmp_path / "b.gguf", Options(quantization="F16", verify=False)).bytes
+
+
+def test_types_by_pattern(wide: Callable[[], Path], tmp_path: Path) -> None:
+    types = ("ffn_down=q6_k", r"blk\.0\.attn_v=Q8_0")
+    convert(wide(), tmp_path / "a.gguf", Options(quantization="Q4_K_S", tensor_types=types, verify=False))
+    written = {name: tensor.type_name for name, tensor in read_header(tmp_path / "a.gguf").tensors.items()}
+    assert written["blk.0.ffn_down.weight"] == "Q6_K" and written["blk.0.attn_v.weight"] == "Q8_0"
+    assert written["blk.0.ffn_up.weight"] == "Q4_K"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"tensor_types": ["ffn_dwon=Q6_K"]}, "matches no tensor"),
+        ({"tensor_types": ["ffn_down=Q6_L"]}, "unknown type"),
+        ({"tensor_types": ["ffn_down"]}, "PATTERN=TYPE"),
+        ({"tensor_types": ["(=Q6_K"]}, "no regular expression"),
+        ({"tensor_types": ["ffn=Q6_K"], "quantization": "F16"}, "no effect on F16"),
+        ({"calibration": Path(__file__), "quantization": "Q8_0"}, "no effect on Q8_0"),
+        ({"calibration": Path("absent.txt")}, "cannot read absent.txt"),
+        ({"verify_text": Path("absent.txt")}, "cannot read absent.txt"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    options: dict[str, Any], said: str, checkpoint_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ZephyraError, match=said):
+        convert(checkpoint_folder("qwen3"), tmp_path / "a.gguf", Options(**{"quantization": "Q4_0", **options}))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_matrix_of_another_model_is_refused(
+    checkpoint_folder: Callable[[str], Path], tmp_path: Path, write_gguf: Callable[..., Path]
+) -> None:
+    tensors = {"other.in_sum2": np.ones((1, 3), "f4"), "other.counts": np.ones((1, 1), "f4")}
+    foreign = write_gguf(tmp_path / "m.gguf", {"general.architecture": "", "general.type": "imatrix"}, tensors)
+    with pytest.raises(ZephyraError, match="belongs to another model"):
+        convert(checkpoint_folder("qwen3"), tmp_path / "a.gguf", Options(quantization="Q4_0", calibration=foreign))
+
+
+def test_figures_stand_in_the_file_itself(
+    oracle: Callable[[str], Any], checkpoint_folder: Callable[[str], Path], text: Path, tmp_path: Path
+) -> None:
+    torch = pytest.importorskip("torch")
+    report = convert(checkpoint_folder("qwen3"), tmp_path / "a.gguf", Options(quantization="Q8_0", verify_text=text))
+    proof = report.parts[0].verification
+    assert proof is not None and proof.text is not None
+    metadata = read_header(tmp_path / "a.gguf").metadata
+    for key, value in proof.to_dict().items():
+        assert metadata[f"zephyra.verification.{key}"] == pytest.approx(value)
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(checkpoint_folder("qwen3") / "tokenizer.json"))
+    ids, losses = tokenizer(text.read_text())["input_ids"], []
+    for at in range(0, len(ids), 256):
+        piece = torch.tensor([ids[at : at + 256]])
+        with torch.inference_mode():
+            logits = oracle("qwen3")(piece).logits[0, :-1].log_softmax(-1)
+        losses.append(-logits.gather(1, piece[0, 1:, None]))
+    expected = float(torch.cat(losses).mean().exp())
+    assert proof.text.perplexity_source == pytest.approx(expected, rel=1e-3)
+    assert proof.text.perplexity == pytest.approx(expected, rel=0.05) and proof.text.text_kl_divergence > 0
