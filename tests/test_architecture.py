@@ -61,7 +61,7 @@ FLOORS = [
     {"backends"},
     {"bare", "drafting", "prompt_router", "template"},
     {"engine"},
-    {"session", "openai", "worker", "evaluation"},
+    {"session", "openai", "worker", "evaluation", "speed"},
     {"follow", "progress", "ui"},
     {"disk", "download", "hub", "install", "pull", "pull_adapter", "quantization", "store"} | {"complete", "replay"},
     {"pack_change", "specialists"},

@@ -19,7 +19,7 @@ COMMANDS = tuple(
     """
     generate chat shell log replay
     route pull models domains
-    convert train eval
+    convert train eval bench
     serve
     templates config completion doctor
     """.split()

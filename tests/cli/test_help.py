@@ -31,6 +31,7 @@ COMMANDS = [
     "train",
     "eval",
     "serve",
+    "bench",
     "templates",
     "templates show",
     "templates new",

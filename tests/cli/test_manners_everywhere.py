@@ -29,11 +29,12 @@ QUICK = {
     "templates": "templates",
     "doctor": "doctor",
     "log": "log",
+    "bench": "bench -m PACK -n 4 --repeat 1 --prompt-tokens 8",
     "completion": "completion fish",
 }
 """One call of each command that ends by itself and needs neither the network nor a training."""
-AS_JSON = ("generate", "route", "models", "domains", "config", "templates", "doctor", "log")
-NOT_QUICK = {"chat", "convert", "pull", "replay", "serve", "train", "eval", "bench"}
+AS_JSON = ("generate", "route", "models", "domains", "config", "templates", "doctor", "log", "bench")
+NOT_QUICK = {"chat", "convert", "pull", "replay", "serve", "train", "eval"}
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
