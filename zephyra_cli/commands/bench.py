@@ -36,13 +36,14 @@ def bench(
     from zephyra_cli import settings, store, ui
     from zephyra_cli.devices import cpu_model
     from zephyra_cli.engine import Engine
-    from zephyra_cli.progress import Progress
+    from zephyra_cli.progress import Progress, Waiting
     from zephyra_cli.speed import SpeedTest
 
     given = {"model": model, "threads": threads, "context": context, "offline": offline, "profile": profile}
     chosen = settings.load(given | {"draft": "none"})
     pack = store.find(chosen.model, offline=chosen.offline)
-    engine = Engine.open(pack, chosen)
+    with Waiting(f"loading {pack.name}"):
+        engine = Engine.open(pack, chosen)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     with Progress() as progress:
         figures = SpeedTest(engine, prompt_tokens or (128, 512), max_tokens, repeat, progress).run()

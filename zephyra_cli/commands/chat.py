@@ -76,6 +76,7 @@ def chat(
     from zephyra_cli import settings, store, talk, ui
     from zephyra_cli.chat import Chat
     from zephyra_cli.engine import Engine
+    from zephyra_cli.progress import Waiting
     from zephyra_cli.session import Session
 
     if continue_ and conversation is not None:
@@ -86,7 +87,8 @@ def chat(
     chosen = settings.load(options)
     kept, turns, kept_system = _log(continue_, conversation, chosen.log)
     pack = store.find(chosen.model, offline=chosen.offline)
-    engine = Engine.open(pack, chosen)
+    with Waiting(f"loading {pack.name}"):
+        engine = Engine.open(pack, chosen)
     session = Session(
         engine=engine,
         params=chosen.sampling(pack.generation),

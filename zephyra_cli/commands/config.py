@@ -23,14 +23,16 @@ def show(context: typer.Context, profile: Profile = None, json: Json = False) ->
     from zephyra_cli import settings, ui
 
     found = _origins(profile)
+    path = settings.config_file()
+    profiles = sorted(settings.read_file(path).get(settings.PROFILE, {}))
     if json:
-        path = settings.config_file()
-        profiles = sorted(settings.read_file(path).get(settings.PROFILE, {}))
         values = {name: {"value": value, "source": source} for name, (value, source) in found.items()}
         ui.write_json({"settings": values, "file": str(path), "profiles": profiles})
         return
     rows = [(name, _shown(value), source) for name, (value, source) in found.items()]
     ui.write(ui.table([("SETTING", "VALUE", "FROM"), *rows], width=ui.columns(sys.stdout)))
+    if profiles:
+        ui.note(f"profiles: {', '.join(profiles)}")
 
 
 @config.command()

@@ -63,6 +63,7 @@ def _machine() -> dict[str, Any]:
 def _llama() -> dict[str, Any]:
     from zephyra_cli.backends import self_test
     from zephyra_cli.backends.library import VERSION, library_path
+    from zephyra_cli.progress import Waiting
     from zephyra_fusion.errors import ZephyraError
 
     installed = _version("llama-cpp-python")
@@ -75,7 +76,8 @@ def _llama() -> dict[str, Any]:
                 self_test.PLAIN: f"runs without extra buffers: {self_test.ADVICE}",
                 self_test.BROKEN: "dies on this processor: install it anew",
             }
-            facts["self_test"] = verdicts[self_test.verdict()]
+            with Waiting("testing llama.cpp on this processor"):
+                facts["self_test"] = verdicts[self_test.verdict()]
         else:
             facts["self_test"] = "not needed: this processor has no AMX"
     except ZephyraError as error:

@@ -39,7 +39,7 @@ def eval(
     from zephyra_cli.engine import Engine
     from zephyra_cli.evaluation import Routing, perplexities
     from zephyra_cli.held_out import CHAT, HeldOut
-    from zephyra_cli.progress import Progress
+    from zephyra_cli.progress import Progress, Waiting
 
     given = {"model": model, "threads": threads, "context": context, "offline": offline, "profile": profile}
     chosen = settings.load(given)
@@ -47,7 +47,8 @@ def eval(
     names = [*held_out.domains, *([CHAT] if held_out.has_chat else [])]
     records = {name: held_out.valid(name, limit) for name in names}
     pack = store.find(chosen.model, offline=chosen.offline)
-    engine = Engine.open(pack, chosen)
+    with Waiting(f"loading {pack.name}"):
+        engine = Engine.open(pack, chosen)
     with Progress() as progress:
         matrix = perplexities(engine, records, progress=progress)
         routing = Routing.of(engine, held_out, limit) if pack.router is not None else None

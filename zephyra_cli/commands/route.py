@@ -26,6 +26,7 @@ def route(
     """Show what the router makes of a prompt."""
     from zephyra_cli import settings, store, ui
     from zephyra_cli.engine import Engine, route_dict
+    from zephyra_cli.progress import Waiting
     from zephyra_cli.prompt import read_prompt
 
     if input is not None and (prompt is not None or file):
@@ -33,7 +34,8 @@ def route(
     chosen = settings.load({"model": model, "threads": threads, "offline": offline})
     pack = store.find(chosen.model, offline=chosen.offline)
     question = None if input else read_prompt(prompt, file or ())
-    engine = Engine.open(pack, chosen)
+    with Waiting(f"loading {pack.name}"):
+        engine = Engine.open(pack, chosen)
     if question is None:
         assert input is not None
         for line in _prompts(input):
