@@ -59,7 +59,7 @@ FLOORS = [
     | {"held_out", "calibration", "likelihood", "detectors", "examples"}
     | {"structure"},
     {"backends"},
-    {"bare", "drafting", "prompt_router", "template"},
+    {"bare", "loading", "prompt_router", "template"},
     {"engine"},
     {"session", "openai", "worker", "evaluation", "speed"},
     {"follow", "progress", "ui"},

@@ -14,7 +14,6 @@ from zephyra_cli.domain import AUTO, parse_domain
 from zephyra_cli.routing import Decision, chosen, routed
 from zephyra_cli.text import AnswerText, encode
 from zephyra_fusion import __version__
-from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.router import NONE
 from zephyra_fusion.types import Message, Route, SamplingParams, Segment
 
@@ -132,34 +131,18 @@ class Engine:
     @classmethod
     def open(cls, pack: Pack, settings: Settings) -> Engine:
         """Load the pack's base. ZephyraError: the file is missing, damaged, or nothing this backend can run."""
-        from zephyra_cli.backends.llama import LlamaBackend
-        from zephyra_cli.drafting import draft_for
+        from zephyra_cli.loading import load
 
-        if settings.device not in ("auto", "cpu"):
-            raise ZephyraError(
-                f"the llama backend computes on the CPU, device '{settings.device}' is not available to it"
-            )
         start = time.perf_counter()
-        backend = LlamaBackend(
-            pack.path(pack.base),
-            context=settings.context,
-            threads=settings.threads,
-            kv_type=settings.kv_type,
-            kv_memory=settings.kv_memory and settings.kv_memory * 2**20,
-        )
-        draft, note = draft_for(settings.draft, pack, backend)
-        if draft is not None:
-            backend.speculate(draft)
-        load_ms = 1000.0 * (time.perf_counter() - start)
-        name = draft.name if draft else "none"
+        loaded = load(pack, settings)
         return cls(
             pack,
-            backend,
+            loaded.backend,
             threads=settings.threads,
-            load_ms=load_ms,
+            load_ms=1000.0 * (time.perf_counter() - start),
             kv_type=settings.kv_type,
-            draft=name,
-            draft_note=note,
+            draft=loaded.draft,
+            draft_note=loaded.note,
         )
 
     def route(self, prompt: str) -> Route:

@@ -41,6 +41,8 @@ class Settings:
     kv_type: str = "f16"
     kv_memory: int | None = None
     draft: str = "auto"
+    prompt_cache: str | None = None
+    prompt_cache_size: int = 4096
     stats: bool = False
     offline: bool = False
     log: bool = True
@@ -50,7 +52,7 @@ class Settings:
         for name, known in (("backend", BACKENDS), ("device", DEVICES), ("kv_type", KV_TYPES)):
             if (value := getattr(self, name)) not in known:
                 raise ZephyraError(f"unknown {name} '{value}'", hint=did_you_mean(value, known))
-        for name in ("threads", "context", "kv_memory"):
+        for name in ("threads", "context", "kv_memory", "prompt_cache_size"):
             if (number := getattr(self, name)) is not None and number < 1:
                 raise ZephyraError(f"{name} is {number}, must be at least 1")
         self._over(SamplingParams())

@@ -62,6 +62,10 @@ class Adapters:
             self._lib.llama_adapter_lora_free(self._sums.pop(old))
         return [self._sums[mix]], [1.0]
 
+    def paths(self, mix: Mix) -> list[Path]:
+        """The files of a mix, in its order."""
+        return [self._resident[name][1].path for name, _ in mix]
+
     def clear(self) -> None:
         """The model is gone, and its adapters with it."""
         self._resident.clear()

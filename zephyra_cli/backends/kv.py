@@ -9,47 +9,21 @@ from __future__ import annotations
 import ctypes
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from zephyra_cli.backends.abort import ABORTED, CALLBACK, DATA, abortable, go_on, handle_signals
+from zephyra_cli.backends.kv_size import KV_TYPES, CacheSizes
 from zephyra_cli.backends.library import Batch, ContextParams, take_errors
 from zephyra_cli.devices import available_memory
-from zephyra_converters.gguf_header import GGUFHeader
 from zephyra_fusion.errors import ZephyraError
 
 Mix = tuple[tuple[str, float], ...]
 """Adapter names and weights, sorted: () is the bare base."""
 
+_LONG = 16  # tokens from which on a prompt is read so that Ctrl-C can stop it
 _PADDING = 256  # llama.cpp rounds the size of a context up to it
-KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheSizes:
-    """Bytes of a token's keys and values, summed over the layers that see all tokens, and over those with a window."""
-
-    full: int
-    windowed: int
-
-
-def cache_sizes(header: GGUFHeader, kv_type: str) -> CacheSizes:
-    """Of the model with this header."""
-
-    def number(key: str, default: Any = 0) -> Any:
-        return header.metadata.get(f"{header.architecture}.{key}", default)
-
-    heads, layers = number("attention.head_count"), number("block_count")
-    own = number("attention.head_count_kv", heads)
-    shared = number("embedding_length") // (heads[0] if isinstance(heads, list) else heads)
-    keys, values = number("attention.key_length", shared), number("attention.value_length", shared)
-    sizes = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}
-    head = round(keys * sizes[kv_type] + values * sizes["f16" if kv_type == "q8_0" else kv_type])
-    pattern = number("attention.sliding_window_pattern", None)
-    found = {True: 0, False: 0}
-    for layer in range(layers):
-        windowed = isinstance(pattern, list) and bool(pattern[layer % len(pattern)])
-        found[windowed] += head * (own[layer] if isinstance(own, list) else own)
-    return CacheSizes(full=found[False], windowed=found[True])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +57,7 @@ def context_params(lib: Any, settings: ContextSettings, size: int) -> ContextPar
     params.type_v = KV_TYPES["f16" if settings.kv_type == "q8_0" else settings.kv_type]
     params.pooling_type = 0
     params.swa_full = False
+    params.abort_callback, params.abort_callback_data = CALLBACK, DATA
     return params
 
 
@@ -148,12 +123,14 @@ class Context:
         return keep
 
     def read(self, prompt: Sequence[int]) -> None:
-        """Append what of `prompt` is not there yet; `rewind` comes first."""
-        for at in range(len(self.tokens), len(prompt), self.n_batch):
-            self.decode(prompt[at : at + self.n_batch])
+        """Append what of `prompt` is not there yet; `rewind` comes first. Ctrl-C ends it within an operation."""
+        missing = len(prompt) - len(self.tokens)
+        with abortable(self._lib) if missing >= _LONG else nullcontext():
+            for at in range(len(self.tokens), len(prompt), self.n_batch):
+                self.decode(prompt[at : at + self.n_batch])
 
     def decode(self, tokens: Sequence[int], guesses: Sequence[int] = ()) -> None:
-        """Append at most `n_batch` tokens. Ctrl-C is seen between two calls.
+        """Append at most `n_batch` tokens.
 
         `guesses` are decoded behind one token, and logits given after each; `keep` makes them tokens, in their order.
         """
@@ -171,11 +148,22 @@ class Context:
         if guesses:
             self._batch.logits = self._last_row
         if status:
-            raise ZephyraError(
-                f"llama.cpp cannot decode {count} tokens after {len(self.tokens)} in a context of {self.size}: "
-                f"status {status}, {take_errors()}"
-            )
+            self._failed(status, tokens, guesses)
         self.tokens.extend(tokens)
+
+    def _failed(self, status: int, tokens: Sequence[int], guesses: Sequence[int]) -> None:
+        """A batch was not decoded, or not to its end: if a signal was the reason and its handler goes on, once more."""
+        if status != ABORTED:
+            raise ZephyraError(
+                f"llama.cpp cannot decode {len(tokens) + len(guesses)} tokens after {len(self.tokens)} in a context of "
+                f"{self.size}: status {status}, {take_errors()}"
+            )
+        handle_signals()  # raises KeyboardInterrupt, as a rule
+        go_on()
+        kept = self.tokens.copy()
+        self.drop_guesses()
+        self.decode(tokens, guesses)
+        self.tokens = kept
 
     def keep(self, token: int) -> None:
         """The next guess was right: it is a token now."""
@@ -193,14 +181,24 @@ class Context:
             raise ZephyraError(f"llama.cpp has no logits for row {index}: {take_errors()}")
         return (ctypes.c_float * vocab_size).from_address(address)
 
-    def adopt(self, other: Context) -> None:
-        """Take over the cache of a smaller context of the same mix; where llama.cpp refuses, it is read anew."""
-        size = self._lib.llama_state_seq_get_size(other.handle, 0)
+    def state(self) -> Any:
+        """The keys and values of `tokens` as bytes (a ctypes array), for `restore`."""
+        size = self._lib.llama_state_seq_get_size(self.handle, 0)
         state = (ctypes.c_uint8 * size)()
-        if not other.tokens or not self._lib.llama_state_seq_get_data(other.handle, state, size, 0):
-            return
-        if self._lib.llama_state_seq_set_data(self.handle, state, size, 0):
-            self.tokens = list(other.tokens)
+        self._lib.llama_state_seq_get_data(self.handle, state, size, 0)
+        return state
+
+    def restore(self, tokens: Sequence[int], state: Any) -> bool:
+        """Hold `tokens` as another context of the same mix did; False where llama.cpp refuses, then nothing is held."""
+        self.tokens = []
+        self._lib.llama_memory_clear(self._memory, False)
+        size = len(state)
+        source = state if isinstance(state, ctypes.Array) else (ctypes.c_uint8 * size).from_buffer_copy(state)
+        if not self._lib.llama_state_seq_set_data(self.handle, source, size, 0):
+            self._lib.llama_memory_clear(self._memory, False)
+            return False
+        self.tokens = list(tokens)
+        return True
 
     def free(self) -> None:
         if self.handle:
@@ -248,8 +246,8 @@ class ContextPool:
             made = Context(self._lib, self._model, self.settings, size)
             made.set_adapters(*adapters())
             if found is not None:
-                if not self.settings.window:
-                    made.adopt(found)
+                if not self.settings.window and found.tokens:
+                    made.restore(found.tokens, found.state())
                 found.free()
             self._contexts[mix] = found = made
         self._contexts.move_to_end(mix)

@@ -10,6 +10,8 @@ import ctypes
 import os
 import sys
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int32, c_size_t, c_uint32, c_void_p
 from functools import cache
 from pathlib import Path
@@ -169,6 +171,20 @@ def _on_abort(text: bytes | None) -> None:
 
 # C keeps these pointers for the life of the process.
 _log_callback, _abort_callback = _LogCallback(_on_log), _AbortCallback(_on_abort)
+
+
+@contextmanager
+def silenced(lib: Any) -> Iterator[None]:
+    """Inside, the library logs to a function of libc that does nothing.
+
+    A Python function that runs in the middle of a call into C is given the signals that have come meanwhile, and the
+    KeyboardInterrupt that it raises is lost.
+    """
+    lib.llama_log_set(ctypes.cast(ctypes.CDLL(None).abs, _LogCallback), None)
+    try:
+        yield
+    finally:
+        lib.llama_log_set(_log_callback, None)
 
 
 def take_errors() -> str:

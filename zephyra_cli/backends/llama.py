@@ -12,8 +12,11 @@ from functools import cached_property
 from pathlib import Path
 
 from zephyra_cli.backends.adapters import Adapters, mix_of
-from zephyra_cli.backends.kv import KV_TYPES, Context, ContextPool, ContextSettings, Mix, cache_sizes
+from zephyra_cli.backends.kv import Context, ContextPool, ContextSettings, Mix
+from zephyra_cli.backends.kv_size import KV_TYPES, cache_sizes
 from zephyra_cli.backends.library import library, take_errors
+from zephyra_cli.backends.prompt_cache import PromptCache
+from zephyra_cli.backends.prompt_folder import PromptFolder
 from zephyra_cli.backends.protocol import GenerationUsage, Job
 from zephyra_cli.backends.sampler import Sampler
 from zephyra_cli.backends.self_test import extra_buffers_allowed
@@ -45,6 +48,7 @@ class LlamaBackend:
         One-shot runs leave it off. Where the library's AMX build may be broken, `self_test` has the last word.
     live_mixes, kv_memory: adapter mixes whose cache is kept, and the bytes that they may take together (default: a
         quarter of the memory); the one in use is kept whatever it takes.
+    prompt_folder: where prompts that were read are kept for later processes.
     sum_blends: compute a blend of several adapters as one of the sum of their ranks.
 
     ZephyraError: the file is unsafe or damaged, the library is missing, `context` is out of range.
@@ -65,6 +69,7 @@ class LlamaBackend:
         extra_buffers: bool = False,
         live_mixes: int = 8,
         kv_memory: int | None = None,
+        prompt_folder: PromptFolder | None = None,
         sum_blends: bool = True,
     ) -> None:
         self._header = header = check_model(path)
@@ -109,6 +114,9 @@ class LlamaBackend:
             memory=kv_memory or usable_memory() // 4,
         )
         self._adapters = Adapters(self._lib, self._model, header, sum_blends=sum_blends)
+        self._prompts: PromptCache | None = None
+        if prompt_folder is not None:
+            self._prompts = PromptCache(prompt_folder, self._settings, path, self._adapters)
         self._draft: Draft | None = None
         self._draft_length = DraftLength()
         self._mix: Mix = ()
@@ -164,6 +172,8 @@ class LlamaBackend:
         start = clock()
         constraint = self._vocabulary.constraint(params)
         context = self._context(min(self.context_length, len(prompt) + params.max_tokens))
+        if self._prompts is not None:
+            self._prompts.restore(context, self._mix, prompt)
         cached, given = context.rewind(prompt), 0
         prefill_ms = first_ms = decode_ms = 0.0
         sampler = Sampler(self._lib, self.vocab_size, params, prompt, constraint)
@@ -191,6 +201,8 @@ class LlamaBackend:
                     yield Token(token, "length")
                     return
                 yield Token(token)
+                if given == 1 and self._prompts is not None and turn == self._turn:
+                    self._prompts.keep(context, self._mix, prompt)
                 if turn != self._turn:
                     raise RuntimeError("this generation was overtaken by a newer one, or by close()")
                 began = clock()

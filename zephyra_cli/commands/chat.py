@@ -21,6 +21,7 @@ from zephyra_cli.commands.options import (
     Model,
     Offline,
     Profile,
+    PromptCache,
     RepeatPenalty,
     Seed,
     Stats,
@@ -59,6 +60,7 @@ def chat(
     kv_type: KVType = None,
     kv_memory: KVMemory = None,
     draft: Draft = None,
+    prompt_cache: PromptCache = None,
     plain: Annotated[
         bool | None, typer.Option("--plain", help="For screen readers: text as it comes, words in place of drawings.")
     ] = None,

@@ -25,6 +25,7 @@ from zephyra_cli.commands.options import (
     Offline,
     Profile,
     Prompt,
+    PromptCache,
     RepeatPenalty,
     Schema,
     Seed,
@@ -83,6 +84,7 @@ def generate(
     kv_type: KVType = None,
     kv_memory: KVMemory = None,
     draft: Draft = None,
+    prompt_cache: PromptCache = None,
     json: Json = False,
     stream_json: Annotated[
         bool, typer.Option("--stream-json", help="One JSON object a line: pieces, then the result.")

@@ -82,12 +82,18 @@ Draft = Annotated[
         help="Guess ahead, where that pays: by what the text repeats, or by a small model. [default: auto]",
     ),
 ]
+PromptCache = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt-cache", metavar="DIR", help="Keep what was read of long prompts here; a second reading costs nothing."
+    ),
+]
 Stats = Annotated[bool | None, typer.Option("--stats", help="A line of figures on standard error.")]
 Log = Annotated[bool | None, typer.Option("--log/--no-log", help="Keep question and answer; see zephyra log.")]
 
 SETTINGS = frozenset(
     ("model", "domain", "max_tokens", "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed", "system")
-    + ("backend", "device", "threads", "context", "kv_type", "kv_memory", "draft")
+    + ("backend", "device", "threads", "context", "kv_type", "kv_memory", "draft", "prompt_cache")
     + ("stats", "offline", "log", "plain", "profile")
 )
 """Options that are settings too, and the profile, which is a set of them."""

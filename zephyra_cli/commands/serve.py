@@ -20,6 +20,7 @@ from zephyra_cli.commands.options import (
     Model,
     Offline,
     Profile,
+    PromptCache,
     RepeatPenalty,
     Seed,
     System,
@@ -52,6 +53,7 @@ def serve(
     kv_type: KVType = None,
     kv_memory: KVMemory = None,
     draft: Draft = None,
+    prompt_cache: PromptCache = None,
     offline: Offline = None,
     profile: Profile = None,
 ) -> None:

@@ -1,0 +1,103 @@
+"""Ctrl-C while llama.cpp reads: it ends within an operation, and nothing wrong stays behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from zephyra_cli import store
+from zephyra_cli.backends import abort
+from zephyra_cli.backends.library import library
+from zephyra_cli.backends.llama import LlamaBackend
+from zephyra_fusion.types import SamplingParams
+
+PROMPT = [7 + i * i % 300 for i in range(100)]
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="elsewhere an interruption waits for the end of the batch")
+
+
+def answer(backend: LlamaBackend, prompt: list[int] = PROMPT) -> list[int]:
+    return [token.id for token in backend.generate(prompt, SamplingParams(max_tokens=6))]
+
+
+def test_a_stopped_batch_is_decoded_again_where_the_handler_goes_on(tiny_gguf: Path) -> None:
+    backend = LlamaBackend(tiny_gguf, threads=1, kv_type="f32", flash_attention=False)
+    expected = answer(backend)
+    again = LlamaBackend(tiny_gguf, threads=1, kv_type="f32", flash_attention=False)
+    abort._flag[0] = b"!"  # as if a signal had come whose handler only takes a note
+    assert answer(again) == expected
+    assert abort._flag[0] == b"\0"
+    abort._flag[0] = b"!"
+    assert answer(again, [*PROMPT, 5, 6]) == answer(backend, [*PROMPT, 5, 6])
+    backend.close()
+    again.close()
+
+
+def test_the_watcher_hears_only_what_stops_and_leaves_no_trace() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: heard.append(number))
+    fd = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(fd)
+    threads = threading.active_count()
+    try:
+        with abort.abortable(library()):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(0.02)
+            assert abort._flag[0] == b"\0" and heard == [signal.SIGUSR1]
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(5)
+            for _ in range(500):
+                if abort._flag[0] == b"!":
+                    break
+                time.sleep(0.01)
+            assert abort._flag[0] == b"!"
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert abort._flag[0] == b"\0"
+    assert threading.active_count() == threads
+    assert signal.set_wakeup_fd(fd) == fd
+
+
+def test_another_thread_reads_without_a_watcher(tiny_gguf: Path) -> None:
+    backend = LlamaBackend(tiny_gguf, threads=1)
+    expected, found = answer(backend), []
+    backend._pool.close()
+    worker = threading.Thread(target=lambda: found.append(answer(backend)))
+    worker.start()
+    worker.join()
+    assert found == [expected]
+    backend.close()
+
+
+def test_ctrl_c_stops_a_batch_in_its_middle() -> None:
+    """One batch of 1,000 tokens of the embedded model takes long enough to be measured."""
+    pack = store.find("zephyra-nano", offline=True)
+    backend = LlamaBackend(pack.path(pack.base), threads=1, n_batch=1024)
+    prompt = [10 + i % 8000 for i in range(1000)]
+    shortest = 1.0
+    for _ in range(4):  # a machine that is busy at the wrong moment
+        backend._pool.close()
+        start = time.perf_counter()
+        list(backend.generate(prompt, SamplingParams(max_tokens=1)))
+        whole = time.perf_counter() - start
+        backend._pool.close()
+        timer = threading.Timer(whole / 8, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        start = time.perf_counter()
+        with pytest.raises(KeyboardInterrupt):
+            list(backend.generate(prompt, SamplingParams(max_tokens=1)))
+        shortest = min(shortest, (time.perf_counter() - start) / whole)
+        timer.join()
+        if shortest < 0.6:
+            break
+    assert shortest < 0.6
+    expected = LlamaBackend(pack.path(pack.base), threads=1, n_batch=1024)
+    assert answer(backend, prompt) == answer(expected, prompt)
+    backend.close()
+    expected.close()
