@@ -63,7 +63,8 @@ FLOORS = [
     {"engine"},
     {"session", "openai", "worker", "evaluation", "speed"},
     {"follow", "progress", "ui"},
-    {"disk", "download", "hub", "install", "pull", "pull_adapter", "quantization", "store"} | {"complete", "replay"},
+    {"disk", "download", "hub", "install", "model_card", "pull", "pull_adapter", "push", "quantization", "store"}
+    | {"complete", "replay"},
     {"pack_change", "specialists"},
     {"proposal", "shell_keys"},
     {"chat", "line_editor", "log", "markdown", "server", "slash", "transcript"},

@@ -18,7 +18,7 @@ from zephyra_fusion.errors import did_you_mean
 COMMANDS = tuple(
     """
     generate chat shell log replay
-    route pull models domains
+    route pull push models domains
     convert train eval bench
     serve
     templates config completion doctor

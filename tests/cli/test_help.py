@@ -21,6 +21,7 @@ COMMANDS = [
     "replay",
     "route",
     "pull",
+    "push",
     "models",
     "models show",
     "models remove",

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import home, tiny_pack, zephyra
+from tests.cli.conftest import change_pack, home, tiny_pack, zephyra
 from tests.hub.server import Hub, serve
 from zephyra_cli import hub as hub_module
 from zephyra_cli.pull import Pulled, pull
 
-__all__ = ["home", "tiny_pack", "zephyra"]  # fixtures of the command line's tests
+__all__ = ["change_pack", "home", "tiny_pack", "zephyra"]  # fixtures of the command line's tests
 
 
 @pytest.fixture

@@ -204,7 +204,8 @@ class _Handler(BaseHTTPRequestHandler):
         return self.hub.users.get((self.headers.get("Authorization") or "").removeprefix("Bearer "))
 
     def _json(self, value: Any) -> None:
-        self._send(200, json.dumps(value).encode(), **{"Content-Type": "application/json"})
+        status = value.pop("status", 200) if isinstance(value, dict) else 200
+        self._send(status, json.dumps(value).encode(), **{"Content-Type": "application/json"})
 
     def _error(self, status: int, code: str, message: str, **headers: str) -> None:
         body = json.dumps({"error": message}).encode()

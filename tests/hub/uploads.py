@@ -45,7 +45,7 @@ class Uploads:
         if not name.startswith(user + "/"):
             return 403, "", "You don't have the rights to create a model under this namespace"
         if name in self.repositories:
-            return 409, "", "You already created this model repo"
+            return {"status": 409, "error": "You already created this model repo", "url": f"{endpoint}/{name}"}
         private = wanted.get("private") or wanted.get("visibility") == "private"
         self.repositories[name] = Repository(name, readers={user} if private else None)
         self.repositories[name].commit({})
