@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
@@ -15,7 +16,7 @@ from zephyra_cli.settings import Settings
 from zephyra_fusion import __version__
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.router import NONE
-from zephyra_fusion.types import Message
+from zephyra_fusion.types import Message, SamplingParams
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
@@ -33,12 +34,12 @@ UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "functions": ([],),
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "best_of": (1,),
     "echo": (False,),
     "suffix": ("",),
 }
+FORMS = ("response_format", "grammar")  # what the answer must follow; `grammar` is GBNF
 ONLY = {True: ("messages", "max_completion_tokens"), False: ("prompt",)}  # by "is it a chat?"
 
 
@@ -111,7 +112,17 @@ def read_completion(body: Mapping[str, Any], *, chat: bool, pack: Pack, settings
     for name, value in values.items():
         if name in UNSUPPORTED and value not in UNSUPPORTED[name]:
             raise Refusal(400, f"'{name}' is not supported", param=name, code="unsupported_parameter")
-        known = (*SAMPLING, *INDIFFERENT, *UNSUPPORTED, *ONLY[chat], "model", "stop", "stream", "stream_options")
+        known = (
+            *SAMPLING,
+            *INDIFFERENT,
+            *UNSUPPORTED,
+            *FORMS,
+            *ONLY[chat],
+            "model",
+            "stop",
+            "stream",
+            "stream_options",
+        )
         if name not in known:
             raise Refusal(400, f"unknown parameter '{name}'", param=name, code="unknown_parameter")
     model, domain = _model(values, pack, settings)
@@ -123,7 +134,7 @@ def read_completion(body: Mapping[str, Any], *, chat: bool, pack: Pack, settings
         messages = (Message("system", settings.system), *messages)
     request = Request(
         messages=messages,
-        params=_guarded(lambda: replace(settings, **_sampling(values)).sampling(pack.generation)),
+        params=_params(values, pack, settings),
         raw=not chat,
         domain=domain,
         stop=_stop(values),
@@ -212,6 +223,39 @@ def _sampling(values: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
+def _params(values: Mapping[str, Any], pack: Pack, settings: Settings) -> SamplingParams:
+    form = _form(values)
+    try:
+        params = replace(settings, **_sampling(values)).sampling(pack.generation)
+        if form:
+            from zephyra_fusion.constraint import check
+
+            params = replace(params, schema=form.get("schema", ""), grammar=form.get("grammar", ""))
+            check(params)
+    except ZephyraError as error:
+        raise Refusal.of(error, param="response_format" if form else None) from None
+    except OverflowError:
+        raise Refusal(400, "a number is too large") from None
+    return params
+
+
+def _form(values: Mapping[str, Any]) -> dict[str, str]:
+    """`response_format` as OpenAI has it (`text`, `json_object`, `json_schema`), `grammar` as llama.cpp's server."""
+    form = {"grammar": grammar} if (grammar := _take(values, "grammar", str, "")) else {}
+    wanted = _take(values, "response_format", dict, {"type": "text"})
+    if wanted.get("type") == "json_object":
+        return {**form, "schema": '{"type":"object"}'}
+    if wanted.get("type") == "json_schema":
+        named = wanted.get("json_schema")
+        schema = named.get("schema") if isinstance(named, dict) else None
+        if not isinstance(schema, dict):
+            raise Refusal(400, "response_format.json_schema.schema must be an object", param="response_format")
+        return {**form, "schema": json.dumps(schema, ensure_ascii=False, separators=(",", ":"))}
+    if wanted.get("type") != "text":
+        raise Refusal(400, "response_format.type must be text, json_object or json_schema", param="response_format")
+    return form
+
+
 def _take(values: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:
     value = values.get(name, default)
     if kind is float and type(value) is int:
@@ -219,15 +263,6 @@ def _take(values: Mapping[str, Any], name: str, kind: type, default: Any) -> Any
     if name in values and type(value) is not kind:
         raise Refusal(400, f"'{name}' is {value!r:.60}, must be {_WORDS[kind]}", param=name)
     return value
-
-
-def _guarded(make: Callable[[], Any]) -> Any:
-    try:
-        return make()
-    except ZephyraError as error:
-        raise Refusal.of(error) from None
-    except OverflowError:
-        raise Refusal(400, "a number is too large") from None
 
 
 def _usage(answer: Answer) -> dict[str, Any]:

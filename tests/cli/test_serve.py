@@ -19,12 +19,13 @@ import pytest
 from tests.cli.process import start
 from tests.cli.scripted import FIRST_BYTE, ScriptedBackend
 from zephyra_cli.engine import Engine
-from zephyra_cli.openai import Refusal
+from zephyra_cli.openai import Refusal, read_completion
 from zephyra_cli.pack import Pack
 from zephyra_cli.server import MOST_BYTES, Server
 from zephyra_cli.settings import Settings
 from zephyra_cli.worker import MOST_WAITING, Worker
 from zephyra_fusion.errors import ZephyraError
+from zephyra_fusion.types import SamplingParams
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 
@@ -142,6 +143,9 @@ def test_models_are_the_domains(server: Server) -> None:
         ("/v1/chat/completions", {**CHAT, "n": 2}, 400, "'n' is not supported"),
         ("/v1/chat/completions", {**CHAT, "tools": [{}]}, 400, "'tools' is not supported"),
         ("/v1/chat/completions", {**CHAT, "temprature": 1}, 400, "unknown parameter 'temprature'"),
+        ("/v1/chat/completions", {**CHAT, "response_format": {"type": "xml"}}, 400, "text, json_object or json_schema"),
+        ("/v1/chat/completions", {**CHAT, "response_format": {"type": "json_schema"}}, 400, "schema must be an object"),
+        ("/v1/chat/completions", {**CHAT, "grammar": "root ::= ("}, 400, ""),
         ("/v1/completions", CHAT, 400, "unknown parameter 'messages'"),
         ("/v1/completions", {"prompt": [1, 2]}, 400, "prompt must be one text"),
     ],
@@ -160,6 +164,23 @@ def test_nothing_means_what_it_would_mean_by_default(server: Server, backend: Sc
     message = {"role": "user", "content": [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]}
     assert ask(server, "/v1/chat/completions", {"messages": [message]})[0] == 200
     assert backend.prompts[0] == backend.prompts[1]
+
+
+def test_the_form_of_an_answer(tiny_pack: Path) -> None:
+    def params(**body: object) -> SamplingParams:
+        given = {"prompt": "x", **body}
+        return read_completion(given, chat=False, pack=Pack.read(tiny_pack), settings=Settings()).request.params
+
+    schema = {"type": "object", "properties": {"ä": {"type": "integer"}}}
+    named = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema, "strict": True}}
+    assert json.loads(params(response_format=named).schema) == schema
+    assert json.loads(params(response_format={"type": "json_object"}).schema) == {"type": "object"}
+    assert params(grammar='root ::= "a"').grammar == 'root ::= "a"'
+    assert params(response_format={"type": "text"}) == params()
+    assert params(temperature=1).seed != params(temperature=1).seed, "a fresh seed for every request"
+    assert params(temperature=1, seed=-1).seed == 2**32 - 1
+    with pytest.raises(Refusal, match="a schema and a grammar"):
+        params(response_format=named, grammar='root ::= "a"')
 
 
 def test_headers_that_are_refused(server: Server) -> None:
