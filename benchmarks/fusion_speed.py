@@ -27,6 +27,7 @@ from zephyra_fusion.generate import generate
 from zephyra_fusion.lora import LoraConfig, adapted_layers, add_adapter, set_adapters
 from zephyra_fusion.model import ZephyraFusion
 from zephyra_fusion.static_step import static_cache
+from zephyra_fusion.train.device import reuse_memory
 from zephyra_fusion.types import SamplingParams
 
 SHAPES = {  # hidden, layers, heads, K/V heads, feed-forward, vocabulary
@@ -69,7 +70,7 @@ def medians(runs: dict[str, Callable[[], object]], repeats: int, device: str) ->
     """Milliseconds of each, measured in turns, so that a slow minute of the machine hits all alike."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats + 1):
-        for name, run in runs.items():
+        for name, run in list(runs.items())[:: -1 if repeat % 2 else 1]:  # who is second finds the memory warm
             wait(device)
             start = time.perf_counter()
             run()
@@ -107,6 +108,13 @@ def training_step(model: Any, ids: Tensor, compiled: bool) -> Callable[[], None]
     return step
 
 
+def operators(run: Callable[[], object]) -> int:
+    """How many operators a run calls: a measure of its overhead that no other program on the machine disturbs."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        run()
+    return sum(event.count for event in profile.key_averages())
+
+
 def report(title: str, times: dict[str, float], per: str) -> None:
     ours, theirs = times.values()
     name, peer = times
@@ -117,7 +125,9 @@ def compare_training(theirs: Any, ours: ZephyraFusion, options: argparse.Namespa
     ids = torch.randint(0, ours.config.vocab_size, (options.batch, options.length), device=options.device)
     steps = {n: training_step(m, ids, options.compile) for n, m in (("ours", ours), ("transformers", theirs))}
     times = medians(steps, options.repeats, options.device)
-    report("training step", times, f"[{options.batch}, {options.length}], peak {peak_memory(options.device)}")
+    peak = peak_memory(options.device)
+    counted = " and ".join(str(operators(step)) for step in steps.values())
+    report("training step", times, f"[{options.batch}, {options.length}], {counted} operators, peak {peak}")
 
 
 def compare_generation(theirs: Any, ours: ZephyraFusion, options: argparse.Namespace) -> None:
@@ -161,16 +171,21 @@ def compare_adapters(ours: ZephyraFusion, options: argparse.Namespace) -> None:
     rows = torch.eye(options.batch, device=options.device)
     mixed = {name: rows[index] for index, name in enumerate(names)}
 
-    def with_weights(weights: dict[str, Any]) -> Callable[[], None]:
+    def with_weights(weights: dict[str, Any], ids: Tensor, times: int) -> Callable[[], None]:
         def run() -> None:
             set_adapters(ours, weights)
-            ours(ids)
+            for _ in range(times):
+                ours(ids)
 
         return run
 
-    runs = {"every row its own": with_weights(mixed), "one for all": with_weights({names[0]: 1.0})}
-    times = medians(runs, options.repeats, options.device)
-    report(f"{options.batch} adapters in one batch", times, f"r = 32, peak {peak_memory(options.device)}")
+    for length, passes in ((options.length, 1), (1, 32)):  # a prompt; tokens after it
+        part = ids[:, :length]
+        runs = {"every row its own": with_weights(mixed, part, passes)}
+        runs["one for all"] = with_weights({names[0]: 1.0}, part, passes)
+        times = medians(runs, options.repeats, options.device)
+        size = f"{passes} x [{options.batch}, {length}], r = 32"
+        report(f"{options.batch} adapters in one batch", times, f"{size}, peak {peak_memory(options.device)}")
 
 
 def main() -> None:
@@ -185,6 +200,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
+    reuse_memory()  # as training does: else pages of fresh memory cost more than the arithmetic, now here, now there
     import transformers
 
     theirs, ours = both(options.shape, options.device)

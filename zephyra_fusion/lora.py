@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -115,14 +115,16 @@ def set_adapters(model: nn.Module, weights: Mapping[str, Weight]) -> None:
         for n, w in weights.items()
         if isinstance(w, Tensor) or n in numbers
     }
-    check_names(model, chosen)
-    if any(isinstance(w, Tensor) for w in chosen.values()):
-        for path, _ in adapted_layers(model):
-            if ".experts." in path:
-                raise ZephyraError(
-                    f"'{path}' is an expert: it sees tokens of all sequences, weights [B] cannot reach it"
-                )
-    for mix in _mixes(model):
+    layers = list(adapted_layers(model))  # the one walk over the model: a batch may be switched at every prompt
+    _check(chosen, {name for _, layer in layers for name in layer.lora_A})
+    tensors = {n: w for n, w in chosen.items() if isinstance(w, Tensor)}
+    wrong = [f"weight of '{n}' is {list(w.shape)}, must be [batch]" for n, w in tensors.items() if w.dim() != 1]
+    wrong += [f"weight of '{n}' is not finite" for n, w in tensors.items() if not bool(w.isfinite().all())]
+    experts = [path for path, _ in layers if ".experts." in path] if tensors else []
+    wrong += [f"'{p}' is an expert: it sees tokens of all sequences, weights [B] cannot reach it" for p in experts[:1]]
+    if wrong:
+        raise ZephyraError("; ".join(wrong))
+    for mix in {layer.mix for _, layer in layers}:
         mix.choose(chosen)
 
 
@@ -176,9 +178,12 @@ def adapter_names(model: nn.Module) -> list[str]:
     return sorted({name for _, layer in adapted_layers(model) for name in layer.lora_A})
 
 
-def check_names(model: nn.Module, names: Iterator[str] | Sequence[str] | Mapping[str, Weight]) -> None:
+def check_names(model: nn.Module, names: Iterable[str]) -> None:
     """ZephyraError: one of them is not resident."""
-    known = adapter_names(model)
+    _check(names, adapter_names(model))
+
+
+def _check(names: Iterable[str], known: Collection[str]) -> None:
     for name in names:
         if name not in known:
             raise ZephyraError(f"adapter '{name}' is not loaded", hint=did_you_mean(name, known))

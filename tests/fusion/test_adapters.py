@@ -70,6 +70,23 @@ def test_a_specialist_a_row_in_any_order(model: ZephyraFusion) -> None:
         model(ids)
 
 
+@torch.no_grad()
+def test_what_is_kept_between_tokens_follows_the_weights(model: ZephyraFusion) -> None:
+    ids = some_ids(9, batch=2)
+    rows = {"code": torch.tensor([1.0, 0.0]), "law": torch.tensor([0.0, 1.0])}
+    set_adapters(model, rows)
+    before = model(ids)
+    assert torch.equal(model(ids), before)
+    layer = model.model.layers[0].self_attn.q_proj
+    assert layer._held is not None
+    for _, other in adapted_layers(model, "law"):
+        other.factors("law")[1].mul_(3)
+    changed = model(ids)
+    assert torch.equal(changed[0], before[0]) and not torch.allclose(changed[1], before[1])
+    torch.testing.assert_close(changed[1], alone(model, ids[1:], {"law": 1.0})[0], **CLOSE)
+    assert layer._held is None, "another mix keeps nothing of this one"
+
+
 def test_rows_train_their_own_adapter_with_its_dropout() -> None:
     model = build(TINY)
     for name, dropout in (("a", 0.0), ("b", 0.9)):
@@ -150,6 +167,11 @@ def test_adapters_come_and_go(model: ZephyraFusion) -> None:
         add_adapter(model, "code", LoraConfig())
     with pytest.raises(ZephyraError, match="match no layer"):
         add_adapter(model, "new", LoraConfig(target_modules=("nonsense",)))
+
+
+def test_weights_of_the_rows_that_are_none(model: ZephyraFusion) -> None:
+    with pytest.raises(ZephyraError, match=r"weight of 'code' is \[1, 2\], must be \[batch\]; .*'law' is not finite"):
+        set_adapters(model, {"code": torch.ones(1, 2), "law": torch.tensor([float("nan"), 1.0])})
 
 
 def test_rows_cannot_reach_experts() -> None:

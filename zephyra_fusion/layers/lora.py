@@ -17,7 +17,7 @@ from zephyra_fusion.layers.adapter_fusion import AdapterFusion
 Weight = float | Tensor  # a tensor `[B]` gives every sequence of the batch its own weight
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pairs:
     """The (sequence, adapter) pairs of a batch in which every sequence has its own adapters."""
 
@@ -84,6 +84,7 @@ class LoRALinear(nn.Linear):
         self.scaling: dict[str, float] = {}
         self.lora_dropout: dict[str, float] = {}
         self.lora_fusion: AdapterFusion | None = None
+        self._held: tuple[Pairs, list[tuple[int, int]], tuple[Tensor, Tensor]] | None = None
 
     def add(self, name: str, rank: int, scaling: float, dropout: float = 0.0) -> None:
         """A fresh adapter: A random, B zero, so that it changes nothing until it is trained."""
@@ -128,6 +129,8 @@ class LoRALinear(nn.Linear):
                 y = y + self._adapted(name, x) * (weight * self.scaling[name]).view(-1, 1, 1).to(y.dtype)
         if sparse:
             y = self._by_sequence(y, x, sparse)
+        else:
+            self._held = None
         if self.lora_fusion is not None and self.mix.fused:
             y = y + self.lora_fusion(x, [self._adapted(name, x) * self.scaling[name] for name in self.mix.fused])
         return y
@@ -141,17 +144,28 @@ class LoRALinear(nn.Linear):
         pairs = self.mix.pairs([(name, self.scaling[name]) for name in names])
         if x.shape[0] != pairs.batch:
             raise ZephyraError(f"adapter weights are for {pairs.batch} sequences, the batch has {x.shape[0]}")
-        a = _stacked([self.factors(name)[0] for name in names], pairs.adapters)  # [P, r, in]
-        b = _stacked([self.factors(name)[1].T for name in names], pairs.adapters)  # [P, r, out]
+        a, b = self._stacks(names, pairs)
         here = x if pairs.rows is None else x[pairs.rows]
         if self.training and any(self.lora_dropout[name] for name in names):
             keep = 1 - torch.tensor([self.lora_dropout[name] for name in names], device=x.device)
             keep = (keep if pairs.adapters is None else keep[pairs.adapters])[:, None, None].to(x.dtype)
             here = here * torch.bernoulli(keep.expand_as(here)) / keep
-        inner = torch.bmm(here, a.mT) * pairs.factors.to(y.dtype)  # [P, T, r]
+        inner = torch.bmm(here, a.mT)  # [P, T, r]
         if pairs.rows is None:
             return torch.baddbmm(y, inner, b)
         return y.index_add_(0, pairs.rows, torch.bmm(inner, b).to(y.dtype))
+
+    def _stacks(self, names: Sequence[str], pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """Every pair's A, weighted, `[P, r, in]` and B `[P, r, out]`; kept for the next token where nothing learns."""
+        factors = [self.factors(name) for name in names]
+        keep = not (torch.is_grad_enabled() or torch.compiler.is_compiling() or factors[0][0].is_inference())
+        state = [(part.data_ptr(), part._version) for pair in factors for part in pair] if keep else []
+        if keep and self._held is not None and self._held[0] is pairs and self._held[1] == state:
+            return self._held[2]
+        a = _stacked([a for a, _ in factors], pairs.adapters)
+        stacks = a * pairs.factors.to(a.dtype), _stacked([b.T for _, b in factors], pairs.adapters)
+        self._held = (pairs, state, stacks) if keep else None
+        return stacks
 
 
 def _stacked(parts: Sequence[Tensor], chosen: Tensor | None) -> Tensor:
