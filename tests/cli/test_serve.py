@@ -19,13 +19,10 @@ import pytest
 from tests.cli.process import start
 from tests.cli.scripted import FIRST_BYTE, ScriptedBackend
 from zephyra_cli.engine import Engine
-from zephyra_cli.openai import Refusal, read_completion
 from zephyra_cli.pack import Pack
 from zephyra_cli.server import MOST_BYTES, Server
 from zephyra_cli.settings import Settings
-from zephyra_cli.worker import MOST_WAITING, Worker
 from zephyra_fusion.errors import ZephyraError
-from zephyra_fusion.types import SamplingParams
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 
@@ -166,23 +163,6 @@ def test_nothing_means_what_it_would_mean_by_default(server: Server, backend: Sc
     assert backend.prompts[0] == backend.prompts[1]
 
 
-def test_the_form_of_an_answer(tiny_pack: Path) -> None:
-    def params(**body: object) -> SamplingParams:
-        given = {"prompt": "x", **body}
-        return read_completion(given, chat=False, pack=Pack.read(tiny_pack), settings=Settings()).request.params
-
-    schema = {"type": "object", "properties": {"ä": {"type": "integer"}}}
-    named = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema, "strict": True}}
-    assert json.loads(params(response_format=named).schema) == schema
-    assert json.loads(params(response_format={"type": "json_object"}).schema) == {"type": "object"}
-    assert params(grammar='root ::= "a"').grammar == 'root ::= "a"'
-    assert params(response_format={"type": "text"}) == params()
-    assert params(temperature=1).seed != params(temperature=1).seed, "a fresh seed for every request"
-    assert params(temperature=1, seed=-1).seed == 2**32 - 1
-    with pytest.raises(Refusal, match="a schema and a grammar"):
-        params(response_format=named, grammar='root ::= "a"')
-
-
 def test_headers_that_are_refused(server: Server) -> None:
     assert ask(server, "/v1/chat/completions", CHAT, Content_Type="text/plain")[0] == 415
     assert ask(server, "/v1/models", Host="evil.example")[0] == 403
@@ -261,17 +241,6 @@ def test_who_goes_away_no_longer_costs_anything(tiny_pack: Path) -> None:
     assert backend.closed_early and backend.usage.completion_tokens < 50
     running.shutdown()
     thread.join(10)
-
-
-def test_the_queue_ends_somewhere_and_stopping_tells_who_waits(tiny_pack: Path) -> None:
-    worker = Worker(Engine(Pack.read(tiny_pack), ScriptedBackend(b"x")))  # it never starts
-    jobs = [worker.submit(None) for _ in range(MOST_WAITING)]  # type: ignore[arg-type]
-    with pytest.raises(Refusal, match="64 requests are waiting already"):
-        worker.submit(None)  # type: ignore[arg-type]
-    worker.stop()
-    assert all(isinstance(job.next(0), Refusal) for job in jobs)
-    with pytest.raises(Refusal, match="the server is ending"):
-        worker.submit(None)  # type: ignore[arg-type]
 
 
 def test_an_address_that_is_taken(server: Server) -> None:

@@ -13,6 +13,7 @@ from zephyra_fusion.layers.norm import NORMS
 from zephyra_fusion.layers.position import POSITIONS
 from zephyra_fusion.layers.rope_scaling import ROPE_SCALINGS
 from zephyra_fusion.layers.scaled_dot_product import ATTENTIONS
+from zephyra_fusion.lora import LoraConfig, adapted_layers, add_adapter
 from zephyra_fusion.model import ZephyraFusion
 
 VOCABULARY, CONTEXT = 61, 256
@@ -99,3 +100,17 @@ def build(values: dict[str, Any], seed: int = 0) -> ZephyraFusion:
 
 def some_ids(length: int, batch: int = 2, seed: int = 1) -> torch.Tensor:
     return torch.randint(0, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def adapted() -> ZephyraFusion:
+    """Three adapters of different ranks and reach, all trained a little."""
+    model = build({**TINY, "qk_norm": True})
+    add_adapter(model, "code", LoraConfig(r=2, lora_alpha=4))
+    add_adapter(model, "law", LoraConfig(r=3, lora_alpha=3, use_rslora=True, target_modules=("q_proj", "down_proj")))
+    add_adapter(model, "math", LoraConfig(r=4, lora_alpha=2, layers_to_transform=(1,)))
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for _, layer in adapted_layers(model):
+            for name in layer.lora_A:
+                layer.factors(name)[1].normal_(std=0.3)
+    return model
