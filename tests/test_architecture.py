@@ -39,9 +39,18 @@ GROUND_FLOOR = {
 
 # Above the ground floor torch is free in zephyra_fusion. Elsewhere only these may import it (or what imports it),
 # and only inside a function.
-TORCH_GATEWAYS = {"zephyra_converters.torch_file", "zephyra_converters.adapter_merge", "zephyra_cli.commands.train"}
+TORCH_GATEWAYS = {
+    "zephyra_converters.torch_file",
+    "zephyra_converters.adapter_merge",
+    "zephyra_cli.backends.fusion",
+    "zephyra_cli.backends.fusion_context",
+    "zephyra_cli.backends.fusion_model",
+    "zephyra_cli.backends.fusion_rows",
+    "zephyra_cli.backends.token_choice",
+    "zephyra_cli.commands.train",
+}
 _TORCH_PARTS = (  # noqa: SIM905
-    "model layers lora checkpoint train router_model generate sampling merge prune parallel static_step"
+    "model layers lora checkpoint train router_model generate sampling merge prune parallel static_step rows"
 ).split()
 NEEDS_TORCH = ("torch", *(f"zephyra_fusion.{part}" for part in _TORCH_PARTS))
 

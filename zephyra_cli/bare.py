@@ -1,8 +1,10 @@
-"""A bare .gguf as a chat model: its own template and its own habit of a first token."""
+"""A bare .gguf or checkpoint folder as a chat model: its own template and its own habit of a first token."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,32 +17,63 @@ if TYPE_CHECKING:
     from zephyra_cli.backends.protocol import Backend
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Habits:
+    """`first`: the token that texts begin with, if they do; `spelled`: what a template calls bos_token, eos_token."""
+
+    template: object
+    first: int | None
+    spelled: Mapping[str, str]
+
+
 def bare_prompt(path: Path, messages: Sequence[Message], backend: Backend, *, raw: bool) -> list[int]:
-    """Ids of the conversation (or, `raw`, of the last message alone). ZephyraError: the file has no chat template."""
+    """Ids of the conversation (or, `raw`, of the last message alone). ZephyraError: there is no chat template."""
+    habits = _of_folder(path, backend, raw=raw) if path.is_dir() else _of_file(path)
+    if raw:
+        segments = [Segment(messages[-1].content)]
+    elif habits.template == ZEPHYRA_JINJA:
+        segments = ZEPHYRA.render(messages)
+    elif isinstance(habits.template, str):
+        from zephyra_cli.template import render
+
+        segments = render(habits.template, messages, habits.spelled)
+    else:
+        raise ZephyraError(f"'{path}' has no chat template", hint="--raw continues the text without one")
+    ids = encode(segments, backend)
+    return [habits.first, *ids] if habits.first is not None and ids[:1] != [habits.first] else ids
+
+
+def _of_file(path: Path) -> _Habits:
     from zephyra_converters.gguf_header import read_header
 
     header = read_header(path)
     metadata = header.metadata
+    words = header.strings("tokenizer.ggml.tokens")
     bos, eos = (metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos"))
-    template = metadata.get("tokenizer.chat_template")
-    if raw:
-        segments = [Segment(messages[-1].content)]
-    elif template == ZEPHYRA_JINJA:
-        segments = ZEPHYRA.render(messages)
-    elif isinstance(template, str):
-        from zephyra_cli.template import render
-
-        words = header.strings("tokenizer.ggml.tokens")
-        spelled = {
+    starts = metadata.get("tokenizer.ggml.add_bos_token", _starts_by_habit(metadata))
+    return _Habits(
+        template=metadata.get("tokenizer.chat_template"),
+        first=bos if starts and isinstance(bos, int) else None,
+        spelled={
             name: words[token] if isinstance(token, int) and 0 <= token < len(words) else ""
             for name, token in (("bos_token", bos), ("eos_token", eos))
-        }
-        segments = render(template, messages, spelled)
-    else:
-        raise ZephyraError(f"'{path}' has no chat template", hint="--raw continues the text without one")
-    ids = encode(segments, backend)
-    starts = metadata.get("tokenizer.ggml.add_bos_token", _starts_by_habit(metadata))
-    return [bos, *ids] if starts and isinstance(bos, int) and ids[:1] != [bos] else ids
+        },
+    )
+
+
+def _of_folder(path: Path, backend: Backend, *, raw: bool) -> _Habits:
+    """As transformers: a chat template writes its own first token, a plain text gets the tokenizer's."""
+    from zephyra_converters.hf import read_tokenizer_files
+
+    files = read_tokenizer_files(path)
+    if files is None:
+        return _Habits(template=None, first=None, spelled={})
+    spelled = {name: files.special_token(name) or "" for name in ("bos_token", "eos_token")}
+    bos = spelled["bos_token"]
+    written = bool(bos) and json.dumps(bos) in json.dumps(files.tokenizer.get("post_processor"))
+    starts = raw and bool(bos) and bool(files.config.get("add_bos_token", written))
+    first = backend.encode(bos, special=True)[0] if starts else None
+    return _Habits(template=files.chat_template, first=first, spelled=spelled)
 
 
 def _starts_by_habit(metadata: Mapping[str, object]) -> bool:

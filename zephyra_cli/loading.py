@@ -5,14 +5,20 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from zephyra_cli.backends.llama import LlamaBackend
-from zephyra_cli.backends.prompt_folder import PromptFolder
+from zephyra_cli.backends.choice import TORCH, choose
 from zephyra_cli.pack import Pack
 from zephyra_cli.settings import Settings
 from zephyra_cli.text import visible
 from zephyra_fusion.draft import Draft, NgramDraft
 from zephyra_fusion.errors import ZephyraError
+
+if TYPE_CHECKING:
+    from zephyra_cli.backends.fusion import FusionBackend
+    from zephyra_cli.backends.llama import LlamaBackend
+
+    AnyBackend = LlamaBackend | FusionBackend
 
 AUTO, NONE, NGRAM = "auto", "none", NgramDraft.name
 WORTHWHILE = 200_000_000
@@ -24,26 +30,15 @@ times at 470 million (docs/LOG.md)."""
 class Loaded:
     """A backend, who guesses ahead (as `--draft` takes it), and why nobody does."""
 
-    backend: LlamaBackend
+    backend: AnyBackend
     draft: str
     note: str
 
 
 def load(pack: Pack, settings: Settings) -> Loaded:
     """ZephyraError: a file is missing, damaged, or nothing this backend can run."""
-    if settings.device not in ("auto", "cpu"):
-        raise ZephyraError(f"the llama backend computes on the CPU, device '{settings.device}' is not available to it")
-    folder = None
-    if settings.prompt_cache is not None:
-        folder = PromptFolder(Path(settings.prompt_cache).expanduser(), settings.prompt_cache_size * 2**20, _note)
-    backend = LlamaBackend(
-        pack.path(pack.base),
-        context=settings.context,
-        threads=settings.threads,
-        kv_type=settings.kv_type,
-        kv_memory=settings.kv_memory and settings.kv_memory * 2**20,
-        prompt_folder=folder,
-    )
+    name, _ = choose(pack.path(pack.base), settings)
+    backend: AnyBackend = _torch(pack, settings) if name == TORCH else _llama(pack, settings)
     draft, note = draft_for(settings.draft, pack, backend)
     if draft is None:
         return Loaded(backend, NONE, note)
@@ -51,11 +46,42 @@ def load(pack: Pack, settings: Settings) -> Loaded:
     return Loaded(backend, draft.name, note)
 
 
+def _llama(pack: Pack, settings: Settings) -> LlamaBackend:
+    from zephyra_cli.backends.llama import LlamaBackend
+    from zephyra_cli.backends.prompt_folder import PromptFolder
+
+    folder = None
+    if settings.prompt_cache is not None:
+        folder = PromptFolder(Path(settings.prompt_cache).expanduser(), settings.prompt_cache_size * 2**20, _note)
+    return LlamaBackend(
+        pack.path(pack.base),
+        context=settings.context,
+        threads=settings.threads,
+        kv_type=settings.kv_type,
+        kv_memory=settings.kv_memory and settings.kv_memory * 2**20,
+        prompt_folder=folder,
+    )
+
+
+def _torch(pack: Pack, settings: Settings) -> FusionBackend:
+    from zephyra_cli.backends.fusion import FusionBackend
+
+    given = {
+        "kv-type": settings.kv_type != "f16",
+        "kv-memory": settings.kv_memory,
+        "prompt-cache": settings.prompt_cache,
+    }
+    if names := ", ".join(f"--{name}" for name, value in given.items() if value):
+        raise ZephyraError(f"the torch backend has no {names}", hint="--backend llama has")
+    path = pack.path(pack.base)
+    return FusionBackend(path, context=settings.context, threads=settings.threads, device=settings.device)
+
+
 def _note(text: str) -> None:
     print(f"note: {visible(text)}", file=sys.stderr)
 
 
-def draft_for(choice: str, pack: Pack, backend: LlamaBackend) -> tuple[Draft | None, str]:
+def draft_for(choice: str, pack: Pack, backend: AnyBackend) -> tuple[Draft | None, str]:
     """The draft, or none and the reason. ZephyraError: no such file, or a model that cannot draft for this one."""
     if choice == NONE:
         return None, "switched off"

@@ -156,13 +156,14 @@ class Pack:
 
     @classmethod
     def bare(cls, file: Path) -> Pack:
-        """A base and nothing else: one .gguf."""
-        return cls(root=file.parent, name=file.stem, base=file.name, chat=None)
+        """A base and nothing else: one .gguf, or a checkpoint folder."""
+        name = file.resolve().name if file.is_dir() else file.stem
+        return cls(root=file.parent, name=name, base=file.name, chat=None)
 
     def path(self, file: str) -> Path:
         """Where a file of the pack lies. ZephyraError: it is missing."""
         path = self.root / file
-        if not path.is_file():
+        if not path.exists():
             hint = f"zephyra models verify {self.root}"
             raise ZephyraError(f"model '{self.name}' lacks its file '{path}'", hint=hint)
         return path

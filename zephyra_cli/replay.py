@@ -153,7 +153,13 @@ _known: dict[tuple[str, int, int], str] = {}
 
 
 def _samples(path: Path) -> str:
-    """SHA-256 of a file's size, its first bytes and pieces evenly spread: reading all of it would take seconds."""
+    """SHA-256 of a file's size, its first bytes and pieces evenly spread: reading all of it would take seconds.
+
+    Of a folder, what that gives for its files by name, together.
+    """
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.is_file())
+        return hashlib.sha256("\n".join(f"{file.name} {_samples(file)}" for file in files).encode()).hexdigest()
     status = path.stat()
     key = (str(path), status.st_size, status.st_mtime_ns)
     if key not in _known:

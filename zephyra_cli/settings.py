@@ -13,7 +13,7 @@ from zephyra_fusion.errors import ZephyraError, did_you_mean
 from zephyra_fusion.types import SamplingParams
 
 DEFAULT_MODEL = "zephyra-nano"
-BACKENDS = ("auto", "llama")
+BACKENDS = ("auto", "llama", "torch")
 KV_TYPES = ("f32", "f16", "q8_0")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 NOT_SETTINGS = ("ZEPHYRA_HOME", "ZEPHYRA_PROFILE", "ZEPHYRA_TRACEBACK")  # these steer the program, not an answer

@@ -107,10 +107,7 @@ def _folder(path: Path) -> Pack:
     if (path / MANIFEST).is_file():
         return Pack.read(path)
     if (path / "config.json").is_file():
-        raise ZephyraError(
-            f"'{path}' is a checkpoint folder: it needs the PyTorch backend, which this zephyra does not have yet",
-            hint=f"turn it into a GGUF first: zephyra convert {path}",
-        )
+        return Pack.bare(path)
     raise ZephyraError(f"'{path}' is no model: it has neither {MANIFEST} nor config.json")
 
 

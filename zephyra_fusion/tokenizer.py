@@ -22,12 +22,14 @@ QWEN2_PATTERN = (
 class Tokenizer:
     """Text to ids and back; control tokens only where a segment says so."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, text: str | None = None) -> None:
+        """The tokenizer of a `tokenizer.json`; `text` is its content where it is not in the file itself."""
         import tokenizers
 
         try:
-            self._plain = tokenizers.Tokenizer.from_file(str(path))
-            self._special = tokenizers.Tokenizer.from_file(str(path))
+            text = path.read_text(encoding="utf-8") if text is None else text
+            self._plain = tokenizers.Tokenizer.from_str(text)
+            self._special = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # tokenizers raises bare Exception
             raise ZephyraError(f"{path} is not a tokenizer: {error}") from None
         self._plain.encode_special_tokens = True  # what looks like a control token is text
@@ -53,11 +55,36 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._plain.decode(list(ids), skip_special_tokens=False))
 
+    def words(self, size: int) -> list[str]:
+        """The first `size` tokens as the file spells them; empty where an id has none."""
+        return [self._plain.id_to_token(token) or "" for token in range(size)]
+
+    def pieces(self) -> list[bytes]:
+        """The bytes that every id stands for, none for control tokens; ids without a token have none either."""
+        added = self._plain.get_added_tokens_decoder()
+        pieces = [b""] * (max(self._plain.get_vocab(with_added_tokens=True).values()) + 1)
+        for word, token in self._plain.get_vocab(with_added_tokens=True).items():
+            if token in added:
+                pieces[token] = b"" if added[token].special else word.encode()
+            else:
+                pieces[token] = bytes(_BYTES[letter] for letter in word)
+        return pieces
+
     def id(self, token: str) -> int:
         found = self._plain.token_to_id(token)
         if found is None:
             raise ZephyraError(f"the tokenizer has no token '{token}'")
         return int(found)
+
+
+def _byte_letters() -> dict[str, int]:
+    """GPT-2's letters for the 256 bytes: printable ones stand for themselves, the others follow from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + at): byte for at, byte in enumerate(others)}
+
+
+_BYTES = _byte_letters()
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zephyra_cli.backends.llama import LlamaBackend
 from zephyra_cli.backends.sampler import Sampler
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.types import SamplingParams
+
+if TYPE_CHECKING:
+    from zephyra_cli.backends.fusion import FusionBackend
 
 
 class _Drafter(LlamaBackend):
@@ -45,7 +49,7 @@ class ModelDraft:
     ZephyraError: the file is unsafe or damaged, or has another vocabulary.
     """
 
-    def __init__(self, path: Path, target: LlamaBackend) -> None:
+    def __init__(self, path: Path, target: LlamaBackend | FusionBackend) -> None:
         self.name = str(path)
         self._backend = _Drafter(path, threads=target.threads, live_mixes=1)
         mine, wanted = self._backend.vocabulary, target.vocabulary

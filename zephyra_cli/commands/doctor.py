@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zephyra_cli.commands.options import Json
+
+if TYPE_CHECKING:
+    from zephyra_cli.settings import Settings
 
 
 def doctor(json: Json = False) -> None:
@@ -42,8 +45,21 @@ def _program() -> dict[str, Any]:
         "home": str(settings.home()),
         "config": f"{config}{'' if config.exists() else ' (none)'}",
         "default_model": chosen.model,
-        "default_backend": f"{chosen.backend}: llama.cpp on the CPU, the only one so far",
+        "default_backend": _backend(chosen),
     }
+
+
+def _backend(chosen: Settings) -> str:
+    from zephyra_cli import store
+    from zephyra_cli.backends.choice import choose
+    from zephyra_fusion.errors import ZephyraError
+
+    try:
+        pack = store.find(chosen.model, offline=True)
+        name, why = choose(pack.path(pack.base), chosen)
+    except ZephyraError as error:
+        return f"none: {error.message}"
+    return f"{name}: {why}"
 
 
 def _machine() -> dict[str, Any]:
@@ -87,7 +103,8 @@ def _llama() -> dict[str, Any]:
 
 def _torch() -> dict[str, Any]:
     installed = _version("torch")
-    return {"version": installed or "not installed: only training needs it (pip install 'zephyra[torch]')"}
+    missing = "not installed: training and accelerators need it (pip install 'zephyra[torch]')"
+    return {"version": installed or missing}
 
 
 def _models() -> dict[str, Any]:

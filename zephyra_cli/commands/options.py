@@ -63,7 +63,7 @@ Schema = Annotated[
 ]
 Grammar = Annotated[Path | None, typer.Option(metavar="FILE", help="The answer follows this GBNF grammar.")]
 System = Annotated[str | None, typer.Option("--system", "-s", metavar="TEXT", help="System prompt.")]
-Backend = Annotated[Literal["auto", "llama"] | None, typer.Option(help="What computes.")]
+Backend = Annotated[Literal["auto", "llama", "torch"] | None, typer.Option(help="What computes.")]
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"] | None, typer.Option(help="Where it runs.")]
 Context = Annotated[int | None, typer.Option(metavar="N", help="Most tokens of prompt and answer together.")]
 KVType = Annotated[

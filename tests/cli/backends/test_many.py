@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from zephyra_cli.backends import slots
-from zephyra_cli.backends.llama import LlamaBackend
+from zephyra_cli.backends import fusion, slots
 from zephyra_cli.backends.protocol import Backend, Job
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.types import SamplingParams, Token
-
-
-@pytest.fixture
-def backend(tiny_gguf: Path, tiny_adapters: dict[str, Path]) -> Iterator[LlamaBackend]:
-    opened = LlamaBackend(tiny_gguf, threads=1, kv_type="f32", flash_attention=False, n_batch=32)
-    for name, path in tiny_adapters.items():
-        opened.add_adapter(name, path)
-    yield opened
-    opened.close()
 
 
 def some_jobs(count: int, **sampling: Any) -> list[Job]:
@@ -55,20 +44,21 @@ def at_once(backend: Backend, jobs: Sequence[Job]) -> list[list[Token]]:
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 1.2}, {"temperature": 0.9, "repeat_penalty": 1.3}])
-def test_the_answers_are_those_of_one_by_one(backend: LlamaBackend, sampling: dict[str, Any]) -> None:
+def test_the_answers_are_those_of_one_by_one(backend: Backend, sampling: dict[str, Any]) -> None:
     jobs = some_jobs(40, **sampling)
     assert at_once(backend, jobs) == one_by_one(backend, jobs)
 
 
-def test_a_slot_is_taken_again_and_one_slot_is_enough(backend: LlamaBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slot_is_taken_again_and_one_slot_is_enough(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = some_jobs(12)
     expected = one_by_one(backend, jobs)
     for most in 1, 3:
         monkeypatch.setattr(slots, "MOST_SLOTS", most)
+        monkeypatch.setattr(fusion, "MOST_ROWS", most)
         assert at_once(backend, jobs) == expected
 
 
-def test_a_job_has_its_own_error_and_the_others_go_on(backend: LlamaBackend) -> None:
+def test_a_job_has_its_own_error_and_the_others_go_on(backend: Backend) -> None:
     jobs = some_jobs(6)
     jobs[1] = Job(prompt=[], params=SamplingParams())
     jobs[2] = Job(prompt=[5] * 600, params=SamplingParams())
@@ -81,7 +71,7 @@ def test_a_job_has_its_own_error_and_the_others_go_on(backend: LlamaBackend) -> 
     assert at_once(backend, good) == one_by_one(backend, good)
 
 
-def test_an_answer_is_ended_by_the_caller(backend: LlamaBackend) -> None:
+def test_an_answer_is_ended_by_the_caller(backend: Backend) -> None:
     jobs = [Job(prompt=[20 + number, 30], params=SamplingParams(max_tokens=30)) for number in range(5)]
     seen = [0] * 5
     events = backend.generate_many(jobs)
@@ -95,7 +85,7 @@ def test_an_answer_is_ended_by_the_caller(backend: LlamaBackend) -> None:
     assert seen[0::2] == [3, 3, 3] and min(seen[1::2]) > 3
 
 
-def test_conversations_keep_their_cache_and_an_early_close_leaves_nothing_wrong(backend: LlamaBackend) -> None:
+def test_conversations_keep_their_cache_and_an_early_close_leaves_nothing_wrong(backend: Backend) -> None:
     prompt = list(range(10, 60))
     first = list(backend.generate(prompt, SamplingParams(max_tokens=4)))
     events = backend.generate_many(some_jobs(20))

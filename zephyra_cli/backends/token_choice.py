@@ -1,0 +1,42 @@
+"""From logits to the next token in torch: constraint, filters and draw, one object an answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from zephyra_fusion.errors import ZephyraError
+from zephyra_fusion.types import SamplingParams
+
+if TYPE_CHECKING:
+    from zephyra_fusion.constraint import Constraint
+
+
+class TokenChoice:
+    """Chooses the tokens of one answer from their logits `[vocabulary]`."""
+
+    def __init__(self, params: SamplingParams, prompt: Sequence[int], constraint: Constraint | None) -> None:
+        import torch
+
+        self._params, self._constraint = params, constraint
+        self._history = list(prompt)
+        self._random = torch.Generator().manual_seed(params.seed)
+
+    def __call__(self, logits: Any) -> int:
+        import torch
+
+        from zephyra_fusion.constraint import allowed
+        from zephyra_fusion.sampling import sample
+
+        if math.isnan(float(logits[0])):
+            raise ZephyraError("the model computes no numbers (NaN)", hint="its weights are damaged")
+        if self._constraint is not None:
+            mask = torch.from_numpy(allowed(self._constraint.mask(), len(logits)).copy())
+            logits = logits.masked_fill(~mask.to(logits.device), float("-inf"))
+        with torch.inference_mode():
+            token = sample(logits, self._params, self._history, self._random)
+        self._history.append(token)
+        if self._constraint is not None:
+            self._constraint.accept(token)
+        return token
