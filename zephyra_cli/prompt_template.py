@@ -105,7 +105,8 @@ class PromptTemplate:
         values = {**self.defaults, **values}
         if missing := [name for name in self.variables if name not in values]:
             hint = "give " + " ".join(f"-p {name}=VALUE" for name in missing)
-            raise ZephyraError(f"template '{self.name}' needs a value for {', '.join(missing)}", hint=hint)
+            names = ", ".join(f"'{name}'" for name in missing)
+            raise ZephyraError(f"template '{self.name}' needs a value for {names}", hint=hint)
         settings = dict(self.settings)
         if system := settings.get("system"):
             settings["system"] = Template(system).substitute(values)

@@ -69,7 +69,11 @@ def user_shell() -> str:
 def _line(question: str) -> str:
     """A line typed behind the question; the end of the input is an empty one."""
     print(question, end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline()
+    try:
+        return sys.stdin.readline()
+    except KeyboardInterrupt:
+        ui.note("")
+        raise
 
 
 def _edited(command: str) -> str:

@@ -59,7 +59,7 @@ def test_options_and_values_win(inside: Inside, stored: Path, tiny_pack: Path) -
 @pytest.mark.parametrize(
     ("arguments", "message", "hint"),
     [
-        ("-T mine x", "template 'mine' needs a value for what", "-p what=VALUE"),
+        ("-T mine x", "template 'mine' needs a value for 'what'", "-p what=VALUE"),
         ("-T mine -p wat=1 x", "template 'mine' has no variable 'wat'", "did you mean 'what'?"),
         ("-T mine -p what x", "'what' is not NAME=VALUE", ""),
         ("-T mine -p what=1 -p what=2 x", "variable 'what' is given twice", ""),
