@@ -46,8 +46,11 @@ def test_no_command_is_forgotten() -> None:
     assert set(COMMANDS) - NOT_QUICK == set(QUICK)
 
 
-@pytest.mark.parametrize("command", QUICK)
-@pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"TERM": "xterm-256color", "NO_COLOR": "1"}])
+@pytest.mark.parametrize(
+    ("command", "environment"),
+    [*((command, {"TERM": "dumb"}) for command in QUICK)]
+    + [(command, {"TERM": "xterm-256color", "NO_COLOR": "1"}) for command in ("generate", "bench", "doctor")],
+)
 def test_no_colour_and_no_control_sequence_on_such_a_terminal(
     command: str, environment: dict[str, str], tiny_pack: Path
 ) -> None:

@@ -158,18 +158,22 @@ def verify(name: Name, json: Json = False) -> None:
     """Check every file of a model against its hash."""
     from zephyra_cli import store, ui
     from zephyra_cli.install import receipt_of
+    from zephyra_cli.progress import Waiting
     from zephyra_fusion.errors import ZephyraError
 
     if (other := _no_pack(name)) is not None:
         records = receipt_of(other.root).get("files", {})
         files = {file: (record["size"], record["sha256"]) for file, record in records.items()}
-        called, wrong, source = other.name, store.changed(other.root, files), receipt_of(other.root).get("source")
+        called, source = other.name, receipt_of(other.root).get("source")
+        with Waiting(f"reading {called}"):
+            wrong = store.changed(other.root, files)
     else:
         pack = store.find(name, offline=True)
         files, called, source = dict.fromkeys(pack.files, (0, "")), pack.name, pack.source
         if not pack.files:
             raise ZephyraError(f"model '{pack.name}' has no manifest with hashes, there is nothing to verify against")
-        wrong = store.verify(pack)
+        with Waiting(f"reading {called}"):
+            wrong = store.verify(pack)
     if json:
         ui.write_json({"name": called, "files": len(files), "wrong": wrong})
     if wrong:

@@ -66,6 +66,7 @@ def serve(
     from zephyra_cli import settings, store, ui
     from zephyra_cli.domain import parse_domain
     from zephyra_cli.engine import Engine
+    from zephyra_cli.progress import Waiting
     from zephyra_cli.server import Server, is_loopback
 
     chosen = settings.load(options)
@@ -73,7 +74,8 @@ def serve(
     if chosen.domain is not None:
         parse_domain(chosen.domain, pack.adapters)  # an unknown one is refused now, not at the first request
     chosen.sampling(pack.generation)
-    engine = Engine.open(pack, chosen)
+    with Waiting(f"loading {pack.name}"):
+        engine = Engine.open(pack, chosen)
     server = Server(host, port, engine, chosen)
     ui.note(f"{pack.name} on {server.url}/v1; Ctrl-C ends")
     if not is_loopback(host):
