@@ -26,6 +26,13 @@ def command_in(answer: str) -> str:
     return command
 
 
+def check(command: str) -> str:
+    """The command, for a pipe or a key binding to take. ZephyraError: it holds what nobody would see in a line."""
+    if visible(command) != command:
+        raise ZephyraError(f"the proposed command holds control characters: {visible(command)}")
+    return command
+
+
 def decide(command: str) -> str | None:
     """Show it and ask; the command that is to be run, None where it was dropped. Only `y` and `yes` run."""
     while True:

@@ -146,6 +146,18 @@ def test_what_cannot_be_seen_cannot_be_run(tmp_path: Path, hidden: str) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("hidden", ["\x1b[8m", "\u202e", "\x9b"])
+def test_a_pipe_does_not_get_it_either(
+    inside: Inside, tiny_pack: Path, monkeypatch: pytest.MonkeyPatch, hidden: str
+) -> None:
+    from zephyra_cli import text
+
+    monkeypatch.setattr(text.AnswerText, "feed", lambda self, data: "")
+    monkeypatch.setattr(text.AnswerText, "finish", lambda self: f"ls {hidden}\n")
+    status, out, err = inside("shell", "-m", tiny_pack, "-n", 2, "list")
+    assert (status, out) == (1, "") and "control characters: ls \\" in err
+
+
 @pytest.mark.parametrize("shell", list(KEYS))
 def test_the_key_binding_changes_the_line(shell: str, tmp_path: Path, inside: Inside) -> None:
     """The shell itself, at a terminal; its `zephyra` answers at once with a command that leaves a trace."""

@@ -95,7 +95,7 @@ def shell(
     follow(events, lambda event: None, stats=chosen.stats, keep=keep)
     command = proposal.command_in(answers[-1].text)
     if not all(ui.is_terminal(stream) for stream in (sys.stdin, sys.stdout, sys.stderr)):
-        ui.write(command + "\n")
+        ui.write(proposal.check(command) + "\n")
     elif (wanted := proposal.decide(command)) is not None:
         proposal.run(wanted)
     else:
