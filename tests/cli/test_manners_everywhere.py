@@ -34,7 +34,7 @@ QUICK = {
 }
 """One call of each command that ends by itself and needs neither the network nor a training."""
 AS_JSON = ("generate", "route", "models", "domains", "config", "templates", "doctor", "log", "bench")
-NOT_QUICK = {"chat", "convert", "pull", "replay", "serve", "train", "eval"}
+NOT_QUICK = {"chat", "convert", "pull", "push", "replay", "serve", "train", "eval"}
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 

@@ -57,8 +57,8 @@ def test_no_command_is_an_error(answer: str) -> None:
 
 
 def test_a_pipe_gets_the_command_of_the_specialist_alone(zephyra: Run, tiny_pack: Path) -> None:
-    run = zephyra("shell", "-m", tiny_pack, "-n", 9, "--stats", "list files")
-    answer = zephyra("generate", "-m", tiny_pack, "-n", 9, "-d", "shell", "list files").stdout
+    run = zephyra("shell", "-m", tiny_pack, "-n", 4, "--stats", "list files")
+    answer = zephyra("generate", "-m", tiny_pack, "-n", 4, "-d", "shell", "list files").stdout
     assert run.returncode == 0 and run.stdout == command_in(answer.decode()).encode() + b"\n"
     assert run.stderr.startswith(b"shell ")
 
@@ -66,7 +66,7 @@ def test_a_pipe_gets_the_command_of_the_specialist_alone(zephyra: Run, tiny_pack
 def test_a_model_without_a_specialist_is_told_what_is_wanted(tiny_gguf: Path, inside: Inside, tiny_pack: Path) -> None:
     counts = []
     for model in (tiny_gguf, tiny_pack):
-        status, _, err = inside("shell", "-m", model, "-n", 9, "--stats", "list files")
+        status, _, err = inside("shell", "-m", model, "-n", 4, "--stats", "list files")
         assert status == 0
         counts.append(int(err.split(" prompt tokens")[0].split()[-1]))
     assert counts[0] > counts[1] + 20

@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from zephyra_cli import complete
 from zephyra_cli.commands.options import Json
 
 if TYPE_CHECKING:
     from zephyra_cli.store import Installed
 
 models = typer.Typer(add_completion=False, rich_markup_mode=None, help="The models that are installed.")
-Name = Annotated[str, typer.Argument(help="The name of a model or an adapter, or the path of a pack.")]
+Name = Annotated[
+    str,
+    typer.Argument(help="The name of a model or an adapter, or the path of a pack.", autocompletion=complete.models),
+]
 
 
 @models.callback(invoke_without_command=True)
@@ -145,7 +149,11 @@ def _show_files(model: Installed, json: bool) -> None:
 
 
 @models.command()
-def remove(name: Annotated[str, typer.Argument(help="The name of an installed model or adapter.")]) -> None:
+def remove(
+    name: Annotated[
+        str, typer.Argument(help="The name of an installed model or adapter.", autocompletion=complete.models)
+    ],
+) -> None:
     """Delete an installed model; files that another one shares stay."""
     from zephyra_cli import store, ui
 
