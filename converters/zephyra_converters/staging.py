@@ -6,7 +6,7 @@ import glob
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from zephyra_fusion.errors import ZephyraError
@@ -48,9 +48,8 @@ def staged(target: Path, *, folder: bool = False, needs: int = 0) -> Iterator[Pa
             shutil.rmtree(target)
         os.replace(place, target)
     except OSError as error:
-        raise ZephyraError(
-            f"cannot write {error.filename or target}: {error.strerror or error}", hint="nothing was left behind"
-        ) from None
+        where = target if error.filename in (None, str(place)) else error.filename
+        raise ZephyraError(f"cannot write {where}: {error.strerror or error}", hint="nothing was left behind") from None
     finally:
         _remove(place)
 
@@ -77,7 +76,8 @@ def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only disk refuses even to delete what is not there
+            path.unlink(missing_ok=True)
 
 
 def _ours(folder: Path) -> bool:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -161,3 +164,31 @@ def test_a_home_that_cannot_be_written_is_an_error(inside: Inside, home: Path) -
     home.write_text("a file where the folder should be")
     status, out, err = inside("config", "set", "seed", "1")
     assert (status, out) == (1, "") and "cannot" in err and "hint: ZEPHYRA_HOME" in err
+
+
+READ_ONLY = """
+mount -t tmpfs -o size=16k tmpfs "$1" && mkdir "$1/home" && echo 'seed = 1' > "$1/home/config.toml" || exit 77
+head -c 99999 /dev/zero > "$1/fill" 2> /dev/null
+ZEPHYRA_HOME="$1/home" "$2" -m zephyra_cli config set system "$(head -c 20000 /dev/zero | tr '\\0' x)" && exit 1
+mount -o remount,ro "$1" || exit 77
+ZEPHYRA_HOME="$1/home" "$2" -m zephyra_cli config set seed 2 && exit 1
+ZEPHYRA_HOME="$1/home" "$2" -m zephyra_cli templates new x hello && exit 1
+ls -A "$1/home"; cat "$1/home/config.toml"
+"""
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs a disk of its own to fill")
+def test_a_full_and_a_read_only_home_keep_what_they_have(tmp_path: Path) -> None:
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["unshare", "--mount", "--map-root-user", "sh", "-c", READ_ONLY, "sh", str(place), sys.executable]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if "unshare:" in done.stderr or done.returncode == 77:
+        pytest.skip("no disk of its own here")
+    assert done.stdout == "config.toml\nseed = 1\n"
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert errors == [
+        f"error: cannot write {place}/home/config.toml: No space left on device",
+        f"error: cannot write {place}/home/config.toml: Read-only file system",
+        f"error: cannot make the folder '{place}/home/templates': Read-only file system",
+    ]
