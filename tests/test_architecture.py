@@ -68,7 +68,7 @@ FLOORS = [
     | {"held_out", "calibration", "likelihood", "detectors", "examples"}
     | {"structure"},
     {"backends"},
-    {"bare", "loading", "prompt_router", "template"},
+    {"bare", "isolated_engine", "loading", "prompt_router", "template"},
     {"engine"},
     {"session", "openai", "worker", "evaluation", "speed"},
     {"follow", "progress", "ui"},

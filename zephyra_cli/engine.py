@@ -143,6 +143,7 @@ class Engine:
             kv_type=settings.kv_type,
             draft=loaded.draft,
             draft_note=loaded.note,
+            classifier=loaded.classifier,
         )
 
     def route(self, prompt: str) -> Route:

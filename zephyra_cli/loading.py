@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from zephyra_cli.backends.llama import LlamaBackend
 
     AnyBackend = LlamaBackend | FusionBackend
+    from zephyra_cli.backends.isolated import IsolatedBackend, IsolatedClassifier
 
 AUTO, NONE, NGRAM = "auto", "none", NgramDraft.name
 WORTHWHILE = 200_000_000
@@ -30,20 +31,44 @@ times at 470 million (docs/LOG.md)."""
 class Loaded:
     """A backend, who guesses ahead (as `--draft` takes it), and why nobody does."""
 
-    backend: AnyBackend
+    backend: AnyBackend | IsolatedBackend
     draft: str
     note: str
+    classifier: IsolatedClassifier | None = None
+    """The router, where it must run beside the backend."""
 
 
 def load(pack: Pack, settings: Settings) -> Loaded:
     """ZephyraError: a file is missing, damaged, or nothing this backend can run."""
     name, _ = choose(pack.path(pack.base), settings)
+    if isolated(pack, settings, name):
+        return _apart(pack, settings)
     backend: AnyBackend = _torch(pack, settings) if name == TORCH else _llama(pack, settings)
     draft, note = draft_for(settings.draft, pack, backend)
     if draft is None:
         return Loaded(backend, NONE, note)
     backend.speculate(draft)
     return Loaded(backend, draft.name, note)
+
+
+def isolated(pack: Pack, settings: Settings, backend: str) -> bool:
+    """As the user says; else what C++ is to read and nobody vouches for: a base or a draft without a hash."""
+    if settings.isolate is not None:
+        return settings.isolate
+    vouched = pack.base in pack.files and settings.draft in (AUTO, NGRAM, NONE)
+    return backend != TORCH and not vouched
+
+
+def _apart(pack: Pack, settings: Settings) -> Loaded:
+    """In a process of its own, which calls `load` again."""
+    from zephyra_cli.backends.isolated import IsolatedBackend
+
+    files = {"root": str(pack.root.absolute()), "name": pack.name, "base": pack.base, "draft": pack.draft}
+    backend = IsolatedBackend(pack.path(pack.base), {"pack": files, "settings": asdict(settings)})
+    classifier = None
+    if pack.router is not None:
+        classifier = backend.classifier(pack.path(pack.router_file).absolute(), pack.router)
+    return Loaded(backend, backend.draft, backend.draft_note, classifier)
 
 
 def _llama(pack: Pack, settings: Settings) -> LlamaBackend:

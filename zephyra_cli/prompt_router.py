@@ -12,7 +12,6 @@ from zephyra_fusion.errors import ZephyraError
 if TYPE_CHECKING:
     from zephyra_cli.detectors import Detectors
     from zephyra_cli.pack import Pack
-    from zephyra_fusion.router import Router
     from zephyra_fusion.types import Route
 
 
@@ -56,7 +55,7 @@ class PromptRouter:
 
         path = self._pack.path(self._pack.router_file)
         classifier = LlamaClassifier(path, threads=self._threads, max_tokens=self._router.max_tokens)
-        check_labels(classifier.labels, self._router, path)
+        self._router.check_labels(classifier.labels, path)
         return classifier
 
     @cached_property
@@ -66,11 +65,3 @@ class PromptRouter:
         from zephyra_cli.detectors import Detectors
 
         return Detectors(self._pack.path(self._pack.newcomers_file), self._pack.newcomers)
-
-
-def check_labels(labels: Sequence[str], router: Router, path: object) -> None:
-    """ZephyraError: the classifier in the file speaks of other domains than the manifest."""
-    if tuple(labels) != router.labels:
-        raise ZephyraError(
-            f"'{path}' was trained for the labels {', '.join(labels)}, the manifest says {', '.join(router.labels)}"
-        )

@@ -43,6 +43,7 @@ class Settings:
     draft: str = "auto"
     prompt_cache: str | None = None
     prompt_cache_size: int = 4096
+    isolate: bool | None = None
     stats: bool = False
     offline: bool = False
     log: bool = True

@@ -39,6 +39,13 @@ class Router:
         if wrong:
             raise ZephyraError("router: " + "; ".join(wrong))
 
+    def check_labels(self, labels: Sequence[str], path: object) -> None:
+        """ZephyraError: the classifier in the file speaks of other domains than the manifest."""
+        if tuple(labels) != self.labels:
+            raise ZephyraError(
+                f"'{path}' was trained for the labels {', '.join(labels)}, the manifest says {', '.join(self.labels)}"
+            )
+
     def window(self, token_ids: Sequence[int]) -> list[int]:
         """What the classifier reads: the whole prompt, or its first and last half-windows where it is longer.
 

@@ -13,6 +13,7 @@ from zephyra_cli.commands.options import (
     Device,
     Domain,
     Draft,
+    Isolate,
     KVMemory,
     KVType,
     Log,
@@ -61,6 +62,7 @@ def chat(
     kv_memory: KVMemory = None,
     draft: Draft = None,
     prompt_cache: PromptCache = None,
+    isolate: Isolate = None,
     plain: Annotated[
         bool | None, typer.Option("--plain", help="For screen readers: text as it comes, words in place of drawings.")
     ] = None,

@@ -15,6 +15,7 @@ from zephyra_cli.commands.options import (
     Draft,
     Files,
     Grammar,
+    Isolate,
     Json,
     KVMemory,
     KVType,
@@ -85,6 +86,7 @@ def generate(
     kv_memory: KVMemory = None,
     draft: Draft = None,
     prompt_cache: PromptCache = None,
+    isolate: Isolate = None,
     json: Json = False,
     stream_json: Annotated[
         bool, typer.Option("--stream-json", help="One JSON object a line: pieces, then the result.")

@@ -88,12 +88,18 @@ PromptCache = Annotated[
         "--prompt-cache", metavar="DIR", help="Keep what was read of long prompts here; a second reading costs nothing."
     ),
 ]
+Isolate = Annotated[
+    bool | None,
+    typer.Option(
+        "--isolate/--no-isolate", help="Run the engine in a process of its own. [default: for files without a hash]"
+    ),
+]
 Stats = Annotated[bool | None, typer.Option("--stats", help="A line of figures on standard error.")]
 Log = Annotated[bool | None, typer.Option("--log/--no-log", help="Keep question and answer; see zephyra log.")]
 
 SETTINGS = frozenset(
     ("model", "domain", "max_tokens", "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed", "system")
-    + ("backend", "device", "threads", "context", "kv_type", "kv_memory", "draft", "prompt_cache")
+    + ("backend", "device", "threads", "context", "kv_type", "kv_memory", "draft", "prompt_cache", "isolate")
     + ("stats", "offline", "log", "plain", "profile")
 )
 """Options that are settings too, and the profile, which is a set of them."""

@@ -13,6 +13,7 @@ from zephyra_cli.commands.options import (
     Device,
     Domain,
     Draft,
+    Isolate,
     KVMemory,
     KVType,
     MaxTokens,
@@ -54,6 +55,7 @@ def serve(
     kv_memory: KVMemory = None,
     draft: Draft = None,
     prompt_cache: PromptCache = None,
+    isolate: Isolate = None,
     offline: Offline = None,
     profile: Profile = None,
 ) -> None:
