@@ -66,6 +66,15 @@ class Terminal:
         seen, self.shown = self.shown[: found.end()], self.shown[found.end() :]
         return seen
 
+    def settles(self, quiet_s: float = 0.3) -> None:
+        """Until nothing has come for so long; what came is not looked at any more."""
+        last, size = time.monotonic(), len(self.all)
+        while time.monotonic() - last < quiet_s:
+            self.reads()
+            if len(self.all) != size:
+                last, size = time.monotonic(), len(self.all)
+        self.shown = ""
+
     def leaves(self, seconds: float = 60) -> int:
         """Ctrl-D until it is gone (a Ctrl-C before it may have emptied the terminal's queue); the exit status."""
         deadline = time.monotonic() + seconds

@@ -151,6 +151,11 @@ class Conversations:
         turns = [kept.turn for kept in self.turns(conversation) if not kept.undone]
         return [turn for turn in turns if turn.answer or turn.finish_reason != UNFINISHED], self.system(conversation)
 
+    def unanswered(self, conversation: int) -> str | None:
+        """The last question, if not a word of an answer is kept: its program was killed, or is at it now."""
+        last = [kept.turn for kept in self.turns(conversation) if not kept.undone][-1:]
+        return next((turn.question for turn in last if turn.finish_reason == UNFINISHED and not turn.answer), None)
+
     def system(self, conversation: int) -> str | None:
         """Its system prompt. ZephyraError: there is no such conversation."""
         rows: list[tuple[str | None]] = self._database.rows(

@@ -34,6 +34,8 @@ class LineEditor:
             completer=Commands(),
             complete_while_typing=False,
             enable_open_in_editor=True,
+            enable_suspend=True,
+            search_ignore_case=True,
             history=_history(),
             key_bindings=keys,
         )

@@ -46,9 +46,8 @@ def record(answer: Answer, pack: Pack, turns: Sequence[int] | None) -> dict[str,
     return values
 
 
-def pack_of(kept: Kept) -> Pack:
-    """The model that gave the answer. ZephyraError: it is gone, or nothing is known of it."""
-    from zephyra_cli import store
+def reference_of(kept: Kept) -> str:
+    """The model that gave the answer, as `-m` takes it. ZephyraError: nothing is known of it."""
     from zephyra_cli.pack import MANIFEST
 
     if not kept.replay:
@@ -56,9 +55,16 @@ def pack_of(kept: Kept) -> Pack:
             f"the log knows nothing of how {kept.name} was made", hint="it came from a file, or never ended"
         )
     root, model = Path(kept.replay["root"]), str(kept.replay["model"])
-    bare = os.path.isabs(model)
+    return model if os.path.isabs(model) or not (root / MANIFEST).is_file() else str(root)
+
+
+def pack_of(kept: Kept) -> Pack:
+    """The model that gave the answer. ZephyraError: it is gone, or nothing is known of it."""
+    from zephyra_cli import store
+
+    reference = reference_of(kept)
     try:
-        return store.find(model if bare or not (root / MANIFEST).is_file() else str(root))
+        return store.find(reference)
     except ZephyraError as error:
         raise ZephyraError(f"the model of {kept.name} is gone: {error.message}", hint=error.hint) from None
 

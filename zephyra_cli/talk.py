@@ -47,10 +47,13 @@ def talk(chat: Chat) -> bool:
         return _lines(chat)
     lines: Lines = PlainLines()
     if not chat.plain and ui.fancy(sys.stdout):
+        from threading import Thread
+
         from zephyra_cli.line_editor import LineEditor
-        from zephyra_cli.markdown import MarkdownAnswer
+        from zephyra_cli.markdown import MarkdownAnswer, load
 
         lines, chat.show = LineEditor(lambda text: slash.completions(text, chat)), MarkdownAnswer
+        Thread(target=load, daemon=True).start()  # while the user types, so that the first answer need not wait
     chat.announce = True
     ui.note(f"{chat.session.engine.pack.name} · {_continued(chat)}/help shows the commands, Ctrl-D leaves")
     while not chat.leaving:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from pseudo_terminal import Terminal
 
-from tests.cli.process import Run
+from tests.cli.process import Run, start
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
 
@@ -30,6 +32,40 @@ def test_a_conversation_goes_on(zephyra: Run, tiny_pack: Path) -> None:
     assert tokens == sorted(set(tokens)) and len(tokens) == 3, "each prompt holds the turns before"
     assert b"3 turns" in zephyra("chat", "--list").stdout
     assert zephyra("chat", "-m", tiny_pack, "--id", 9).returncode == 1
+
+
+def test_a_conversation_goes_on_with_its_model(
+    zephyra: Run, tiny_pack: Path, change_pack: Callable[..., Path], home: Path
+) -> None:
+    zephyra("chat", "-m", tiny_pack, "-n", 2, stdin=b"one")
+    other = change_pack(name="other")
+    again = zephyra("chat", "-c", "-n", 2, stdin=b"two", ZEPHYRA_MODEL=str(other))
+    assert again.returncode == 0 and again.stderr == b""
+    zephyra("chat", "-c", "-n", 2, "-m", other, stdin=b"three")
+    shown = zephyra("log", "show", 1).stdout
+    assert shown.count(b"## tiny") == 2 and shown.count(b"## other") == 1, "-m alone is a wish of now"
+
+
+def test_a_kill_in_the_middle_of_an_answer_loses_no_question(zephyra: Run, tiny_pack: Path) -> None:
+    """Two chats at once; one is killed while it answers. Both conversations are there and go on."""
+    slow = ("chat", "-m", tiny_pack, "-n", 480, "-t", 3, "--seed", 1, "-d", "none")
+    killed, other = (start(*slow, stdin=subprocess.PIPE) for _ in range(2))
+    for process, question in ((killed, b"first\n"), (other, b"second\n")):
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(question)
+        process.stdin.flush()
+    os.read(killed.stdout.fileno(), 1)  # type: ignore[union-attr]
+    killed.kill()
+    killed.communicate()
+    other.communicate(timeout=60)
+    listed = zephyra("chat", "--list").stdout
+    assert listed.count(b"\n") == 2 and b"first" in listed and b"second" in listed
+    number = next(line.split()[0] for line in listed.splitlines() if b"first" in line)
+    again = zephyra("chat", "--id", number.decode(), "-n", 2, stdin=b"more")
+    assert again.returncode == 0 and again.stdout
+    assert (
+        b"never answered: first" in again.stderr or b"## You\n\nfirst" in zephyra("log", "show", number.decode()).stdout
+    )
 
 
 def test_a_line_that_cannot_be_a_turn_does_not_end_the_chat(zephyra: Run, tiny_pack: Path) -> None:

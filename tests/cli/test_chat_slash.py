@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from zephyra_cli.conversations import Conversations
 from zephyra_cli.engine import Engine
 from zephyra_cli.log import Log
 from zephyra_cli.pack import Adapter, Pack
-from zephyra_cli.session import Session
+from zephyra_cli.session import SUMMARIZE, Session
 from zephyra_cli.settings import Settings
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.types import SamplingParams
@@ -110,6 +111,30 @@ def test_what_is_no_saved_chat(chat: Chat, tmp_path: Path, text: str) -> None:
     (tmp_path / "bad.json").write_text(text)
     with pytest.raises(ZephyraError):
         slash.run(f"/load {tmp_path}/bad.json", chat)
+
+
+def test_a_file_of_another_version(chat: Chat, tmp_path: Path) -> None:
+    turn = {"question": "q", "answer": "a", "finish_reason": "stop", "weights": {}, "model": "m"}
+    path, saved = tmp_path / "chat.json", {"format": "zephyra-chat", "version": 99, "system": None, "turns": [turn]}
+    path.write_text(json.dumps(saved))
+    chat.ask("one")
+    with pytest.raises(ZephyraError, match="newer zephyra: version 99"):
+        slash.run(f"/load {path}", chat)
+    assert kept(chat) == ["one"], "the chat goes on as it was"
+    path.write_text(json.dumps(saved | {"version": 1, "turns": [turn | {"replay": ""}]}))
+    slash.run(f"/load {path}", chat)
+    assert kept(chat) == ["q"]
+
+
+def test_a_summary_of_the_conversation(chat: Chat) -> None:
+    with pytest.raises(ZephyraError, match="nothing to summarize"):
+        slash.run("/compact", chat)
+    chat.ask("one")
+    slash.run("/compact", chat)
+    assert kept(chat) == ["one", SUMMARIZE] and chat.session.turns[-1].summary
+    assert chat.log.conversations.read(chat.log.conversation)[0][1].summary
+    slash.run("/undo", chat)
+    assert kept(chat) == ["one"]
 
 
 def test_a_file_goes_with_the_next_question_alone(chat: Chat, tmp_path: Path) -> None:

@@ -77,6 +77,8 @@ def chat(
     commands.
     """
     options = {name: value for name, value in locals().items() if name in SETTINGS}
+    from dataclasses import replace
+
     from zephyra_cli import settings, store, talk, ui
     from zephyra_cli.chat import Chat
     from zephyra_cli.engine import Engine
@@ -90,6 +92,8 @@ def chat(
         return
     chosen = settings.load(options)
     kept, turns, kept_system = _log(continue_, conversation, chosen.log)
+    if model is None and (before := _model_of(kept)) is not None:
+        chosen = replace(chosen, model=before)
     pack = store.find(chosen.model, offline=chosen.offline)
     with Waiting(f"loading {pack.name}"):
         engine = Engine.open(pack, chosen)
@@ -112,6 +116,7 @@ def _log(last: bool, conversation: int | None, keep: bool) -> tuple[KeptLog, lis
     from zephyra_cli import ui
     from zephyra_cli.database import CannotKeep
     from zephyra_cli.log import Log, open_conversations
+    from zephyra_cli.text import shorten
 
     goes_on = last or conversation is not None
     if not keep and not goes_on:
@@ -125,8 +130,30 @@ def _log(last: bool, conversation: int | None, keep: bool) -> tuple[KeptLog, lis
         return Log(None), [], None
     if last:
         conversation = kept.last()
-    turns, system = kept.read(conversation) if conversation is not None else ([], None)
+    if conversation is None:
+        return Log(kept), [], None
+    turns, system = kept.read(conversation)
+    if (unanswered := kept.unanswered(conversation)) is not None:
+        ui.note(f"note: the last question was never answered: {shorten(unanswered, 60)}")
     return Log(kept if keep else None, conversation), turns, system
+
+
+def _model_of(kept: KeptLog) -> str | None:
+    """The model that answered last in the conversation, while it is there."""
+    from zephyra_cli import replay, ui
+    from zephyra_fusion.errors import ZephyraError
+
+    if kept.conversations is None or kept.conversation is None:
+        return None
+    answered = [row for row in kept.conversations.turns(kept.conversation) if row.replay and not row.undone]
+    if not answered:
+        return None
+    try:
+        replay.pack_of(answered[-1])
+    except ZephyraError as error:
+        ui.note(f"note: {error.message}")
+        return None
+    return replay.reference_of(answered[-1])
 
 
 def _list() -> None:

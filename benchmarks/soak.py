@@ -1,0 +1,147 @@
+"""Does a long chat stay as it began? Five hundred turns on a pseudo-terminal.
+
+Most turns are questions; in between the domain is switched and pinned, the last question is edited, asked again or
+taken back, an answer is interrupted, the terminal resized. Afterwards: how much the program's memory has grown since
+turn 50 (Linux), what control sequences the terminal got that are none of the known ones, and which questions the log
+lacks.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import sqlite3
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pseudo_terminal import Terminal
+from report import Report, progress
+from subject import arguments
+
+WARM_TURNS = 50
+AGAIN = "(the last question again)"
+PROMPT = r"\x1b\[\?2004h(?s:.*?)[>!](?s:.*?)\x1b\[\?25h"  # bracketed paste is on, the prompt drawn, the cursor back
+QUESTIONS = [
+    "list all files larger than {} MB",
+    "Regex for {} digits",
+    "What is {} plus {}?",
+    "Tell me a story about {} rivers",
+    "SELECT the {} oldest people from people(name, age)",
+    "東京 {} ünï שלום",
+]
+# What a line editor and an answer may send: colours, the cursor, erasing, modes; line ends, and the backspace.
+_KNOWN = re.compile(r"\x1b\[\??[\d;]*[A-Za-z]|[\r\n\x08\t]")
+_STRAY = re.compile(r"\x1b(?:[^\x1b]{0,12})|[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+@dataclass
+class Soak:
+    """What was done, and what came of it. Memory in bytes, one number a turn."""
+
+    asked: list[str] = field(default_factory=list)
+    standing: int = 0  # turns that there are for sure: an interrupted one may have ended before its first word
+    done: Counter[str] = field(default_factory=Counter)
+    memory: list[int] = field(default_factory=list)
+    stray: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    status: int = 0
+
+    @property
+    def growth(self) -> float:
+        """Share by which the memory after the last turns is above that after the first WARM_TURNS of them."""
+        warm = max(self.memory[min(WARM_TURNS, len(self.memory) // 2) :][:5])
+        return max(self.memory[-5:]) / warm - 1
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--turns", type=int, default=500, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=1, help="of what is done (default: %(default)s)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as home:
+        soak = run(options.model, options.turns, options.seed, Path(home), *_threads(options.threads))
+    report = Report("soak", f"{options.turns} turns: {', '.join(f'{n} {what}' for what, n in soak.done.items())}")
+    report.figure("memory_mb", "memory at the end", soak.memory[-1] / 1e6, unit="MB")
+    report.figure("growth", f"growth after turn {WARM_TURNS}", soak.growth, unit="%", at_most=0.05)
+    report.figure("stray", "stray control sequences", len(soak.stray), at_most=0)
+    report.figure("missing", "turns that are not in the log", len(soak.missing), at_most=0)
+    report.figure("status", "exit status", soak.status, at_most=0)
+    for fault in (soak.stray + soak.missing)[:10]:
+        print(repr(fault))
+    report.finish(options.json)
+
+
+def run(model: object, turns: int, seed: int, home: Path, *more: str) -> Soak:
+    """The whole of it, `turns` questions long; `more` are options of the chat."""
+    soak, dice = Soak(), random.Random(seed)
+    options = ("-m", model, "-n", 40, "-t", 0.8, "--seed", seed, *more)
+    environment = {"TERM": "xterm-256color", "ZEPHYRA_HOME": str(home)}
+    with Terminal("chat", *options, size=(80, 24), **environment) as chat:
+        chat.sees(PROMPT)
+        while len(soak.asked) < turns:
+            _act(chat, soak, dice)
+            progress(f"turn {len(soak.asked)} of {turns}")
+        soak.status = chat.leaves()
+    soak.stray = stray(chat.all)
+    with sqlite3.connect(home / "conversations.db") as log:
+        kept = [question for (question,) in log.execute("SELECT question FROM turns ORDER BY id")]
+    missing = Counter(question for question in soak.asked if question != AGAIN) - Counter(kept)
+    soak.missing = [*missing.elements(), *(AGAIN for _ in range(len(soak.asked) - len(kept) - missing.total()))]
+    return soak
+
+
+def stray(shown: str) -> list[str]:
+    """Control sequences and characters that no part of the chat has reason to send."""
+    return _STRAY.findall(_KNOWN.sub("", shown))
+
+
+def _act(chat: Terminal, soak: Soak, dice: random.Random) -> None:
+    """One thing that a user does, most often a question."""
+    kind = dice.choices(("ask", "retry", "edit", "undo", "interrupt", "domain", "resize"), (10, 2, 2, 1, 2, 2, 2))[0]
+    if kind in ("retry", "edit", "undo") and soak.standing < 2:
+        kind = "ask"
+    soak.done[kind] += 1
+    question = dice.choice(QUESTIONS).replace("{}", str(len(soak.asked)))
+    if kind == "resize":
+        chat.resize(dice.randint(30, 140), dice.randint(8, 50))
+    elif kind == "domain":
+        _say(chat, f"/domain {dice.choice(('auto', 'none', 'shell', 'sql'))}")
+    elif kind == "undo":
+        soak.standing -= 1
+        _say(chat, "/undo")
+    elif kind == "retry":
+        soak.asked.append(AGAIN)
+        _say(chat, "/retry")
+    elif kind == "edit":
+        soak.asked.append(question)
+        _say(chat, f"/edit {question}")
+    else:
+        soak.asked.append(question)
+        soak.standing += kind == "ask"
+        _say(chat, question, interrupt=dice.random() * 0.05 if kind == "interrupt" else None)
+    soak.memory.append(chat.resident())
+
+
+def _say(chat: Terminal, line: str, *, interrupt: float | None = None) -> None:
+    """Type a line and wait for the next prompt; `interrupt`: press Ctrl-C after so many seconds."""
+    chat.types(line + "\r")
+    chat.sees(re.escape("\x1b[?2004l"))  # the line was taken
+    if interrupt is not None:
+        time.sleep(interrupt)
+        chat.types("\x03")
+    chat.sees(PROMPT)
+    if interrupt is not None:  # the key may have come to the next prompt, which then is drawn once more
+        chat.settles()
+
+
+def _threads(threads: int | None) -> list[str]:
+    return ["--threads", str(threads)] if threads else []
+
+
+if __name__ == "__main__":
+    os.environ.pop("NO_COLOR", None)
+    main()
