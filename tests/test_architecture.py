@@ -71,7 +71,8 @@ FLOORS = [
     {"bare", "isolated_engine", "loading", "prompt_router", "template"},
     {"engine"},
     {"session", "openai", "worker", "evaluation", "speed"},
-    {"follow", "progress", "ui"},
+    {"follow", "progress", "ui", "batch_file"},
+    {"batch"},
     {"disk", "download", "hub", "install", "model_card", "pull", "pull_adapter", "push", "quantization", "store"}
     | {"complete", "replay"},
     {"pack_change", "specialists"},

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zephyra_cli.backends.protocol import GenerationUsage, Job
 from zephyra_cli.domain import AUTO, parse_domain
 from zephyra_cli.routing import Decision, chosen, routed
 from zephyra_cli.text import AnswerText, encode
@@ -18,7 +19,7 @@ from zephyra_fusion.router import NONE
 from zephyra_fusion.types import Message, Route, SamplingParams, Segment
 
 if TYPE_CHECKING:
-    from zephyra_cli.backends.protocol import Backend, GenerationUsage
+    from zephyra_cli.backends.protocol import Backend
     from zephyra_cli.pack import Pack
     from zephyra_cli.prompt_router import Classifier, PromptRouter
     from zephyra_cli.settings import Settings
@@ -164,13 +165,11 @@ class Engine:
         taken, the interruption goes on its way.
         """
         text = AnswerText(request.stop)
-        prompt = self._prompt(request)
-        decision = request.decision or self._decide(request)
-        weights = decision.weights
-        switch_ms = self._switch(weights)
+        job, decision = self.job(request)
+        switch_ms = self.backend.set_adapters(job.weights)
         pieces: list[str] = []
         finish_reason, interruption = "", None
-        tokens = self.backend.generate(prompt, request.params)
+        tokens = self.backend.generate(job.prompt, job.params)
         feed, token_bytes = text.feed, self.backend.token_bytes
         try:
             for token in tokens:
@@ -187,23 +186,45 @@ class Engine:
         if piece := text.finish():
             pieces.append(piece)
             yield piece
-        yield Answer(
-            text="".join(pieces),
+        yield self.answer(request, decision, "".join(pieces), finish_reason, self.backend.usage, switch_ms)
+        if interruption is not None:
+            raise interruption
+
+    def job(self, request: Request) -> tuple[Job, Decision]:
+        """What the backend is to do, its adapters resident, and who decided on them."""
+        prompt = self._prompt(request)
+        decision = request.decision or self._decide(request)
+        for name in decision.weights:
+            if name not in self._resident:
+                self.backend.add_adapter(name, self.pack.path(self.pack.adapters[name].file))
+                self._resident.add(name)
+        return Job(prompt=prompt, params=request.params, weights=decision.weights), decision
+
+    def answer(
+        self,
+        request: Request,
+        decision: Decision,
+        text: str,
+        finish_reason: str,
+        usage: GenerationUsage,
+        switch_ms: float = 0.0,
+    ) -> Answer:
+        """What is told of an answer that has ended."""
+        return Answer(
+            text=text,
             finish_reason=finish_reason,
             model=self.pack.name,
             backend=self.backend.name,
             device=self.backend.device,
             decision=decision,
-            usage=self.backend.usage,
+            usage=usage,
             load_ms=self.load_ms,
             switch_ms=switch_ms,
             seed=request.params.seed,
-            replay=self._replay(request, weights),
+            replay=self._replay(request, decision.weights),
             draft=self.draft,
-            draft_note=self.backend.usage.draft_note or self.draft_note,
+            draft_note=usage.draft_note or self.draft_note,
         )
-        if interruption is not None:
-            raise interruption
 
     def count(self, messages: Sequence[Message]) -> int:
         """Tokens of a conversation with the answer opened."""
@@ -223,13 +244,6 @@ class Engine:
         if weights is not None:
             return chosen(domain, weights)
         return routed(self.route(_question(request.messages)))
-
-    def _switch(self, weights: Mapping[str, float]) -> float:
-        for name in weights:
-            if name not in self._resident:
-                self.backend.add_adapter(name, self.pack.path(self.pack.adapters[name].file))
-                self._resident.add(name)
-        return self.backend.set_adapters(weights)
 
     def _prompt(self, request: Request) -> list[int]:
         if self.pack.chat is None:

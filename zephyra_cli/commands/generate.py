@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -41,7 +42,9 @@ from zephyra_cli.commands.options import (
 from zephyra_cli.complete import template_names
 
 if TYPE_CHECKING:
-    from zephyra_cli.engine import Answer
+    from zephyra_cli.engine import Answer, Request
+    from zephyra_cli.pack import Pack
+    from zephyra_cli.settings import Settings
 
 
 def generate(
@@ -78,6 +81,14 @@ def generate(
     extract: Annotated[
         bool, typer.Option("--extract", "-x", help="The first code block alone; the whole answer where there is none.")
     ] = False,
+    input: Annotated[
+        Path | None,
+        typer.Option("--input", metavar="FILE.jsonl", help='Many prompts: {"prompt": …} a line, with its own options.'),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="FILE.jsonl", help="Where their results go, in order. [default: stdout]"),
+    ] = None,
     backend: Backend = None,
     device: Device = None,
     threads: Threads = None,
@@ -111,6 +122,10 @@ def generate(
 
     if json and stream_json:
         raise typer.BadParameter("--json and --stream-json exclude each other")
+    if output is not None and input is None:
+        raise typer.BadParameter("--output is where the answers to --input go")
+    if input is not None and (prompt is not None or file or template or extract or json or stream_json):
+        raise typer.BadParameter("--input excludes a PROMPT, --file, --template, --extract, --json and --stream-json")
     if extract and (json or stream_json):
         raise typer.BadParameter("--extract excludes --json and --stream-json")
     if set and template is None:
@@ -125,6 +140,11 @@ def generate(
     chosen = settings.load(stored.over(options) if stored else options)
     pack = store.find(chosen.model, offline=chosen.offline)
     params = structured(chosen.sampling(pack.generation), schema, grammar)
+    if input is not None:
+        system_first = (Message("system", chosen.system),) if chosen.system and not raw else ()
+        base = Request(messages=system_first, params=params, raw=raw, domain=chosen.domain, stop=tuple(stop or ()))
+        _answer_many(pack, chosen, base, input, output)
+        return
     text = read_prompt(prompt, file or (), optional=stored is not None and not stored.takes_input)
     question = Message("user", stored.render(text) if stored else text)
     messages = (question,) if raw or not chosen.system else (Message("system", chosen.system), question)
@@ -139,6 +159,26 @@ def generate(
         keep_answer(question.content, messages[0].content if len(messages) > 1 else None, answer, pack)
 
     follow(engine.generate(request), show, stats=chosen.stats, keep=keep if chosen.log else None)
+
+
+def _answer_many(pack: Pack, chosen: Settings, base: Request, source: Path, target: Path | None) -> None:
+    """`base` has all that a line does not say."""
+    from zephyra_cli import ui
+    from zephyra_cli.batch import Batch
+    from zephyra_cli.engine import Engine
+    from zephyra_cli.progress import Progress, Waiting
+
+    with Waiting(f"loading {pack.name}"):
+        engine = Engine.open(pack, chosen)
+    batch = Batch(engine, base, source, target, fresh_seeds=chosen.seed is None and base.params.temperature > 0)
+    try:
+        with Progress() as progress:
+            batch.run(progress)
+    except KeyboardInterrupt:
+        kept = f", kept in '{target}'; the same command goes on from there" if target else ""
+        ui.note(f"note: {batch.answered} answered{kept}")
+        raise
+    ui.note(f"{batch.answered} answered" + (f", {batch.failed} with errors of their own" if batch.failed else ""))
 
 
 def _show_code(event: str | Answer) -> None:
