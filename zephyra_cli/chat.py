@@ -81,7 +81,7 @@ class Chat:
 
         self.log.begin(question, session.system, summary=summary)
         try:
-            follow(events, show_and_keep, stats=self.stats)
+            follow(events, show_and_keep, stats=self.stats, plain=self.plain)
         finally:
             if len(session.turns) > count:
                 assert session.answer is not None

@@ -18,20 +18,24 @@ def follow(
     *,
     stats: bool,
     keep: Callable[[Answer], None] | None = None,
+    plain: bool = False,
+    streams: bool = True,
 ) -> None:
     """Show the answer while it comes. Ctrl-C during the showing is the engine's too: it then closes the answer.
 
     So does an output that takes no more (its reader or its terminal went away): nothing more is shown, and the error
-    goes on its way. `keep` gets the answer in every case, as far as it came.
+    goes on its way. `keep` gets the answer in every case, as far as it came. `plain`: for a screen reader.
+    `streams`: pieces of text are shown; else the wait lasts until the answer is whole.
     """
     interruption: KeyboardInterrupt | None = None  # to be thrown into the events
     stopped: KeyboardInterrupt | None = None
     failure: ZephyraError | OSError | None = None
-    with Waiting("reading the prompt") as waiting:
+    with Waiting("reading the prompt" if streams else "answering", plain=plain) as waiting:
         while True:
             try:
                 event = next(events, None) if interruption is None else events.throw(interruption)
-                waiting.end()
+                if streams or not isinstance(event, str):
+                    waiting.end()
                 interruption = None
                 if event is None:
                     break

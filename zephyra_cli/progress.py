@@ -80,11 +80,14 @@ class Progress:
 
 
 class Waiting:
-    """Says on a terminal what takes longer than a second, and for how long already; `end` takes the line away."""
+    """Says on a terminal what takes longer than a second, and for how long already; `end` takes the line away.
 
-    def __init__(self, text: str) -> None:
+    `plain`: not where a line that changes would be read out again and again.
+    """
+
+    def __init__(self, text: str, *, plain: bool = False) -> None:
         self._thread = None
-        if ui.fancy(sys.stderr):
+        if ui.fancy(sys.stderr) and not plain:
             import threading
 
             self._text, self._over = visible(text), threading.Event()

@@ -152,7 +152,7 @@ def test_a_name_in_a_gguf_is_not_executed(make_gguf: Callable[..., Path], tmp_pa
 WAIT = """
 import sys, time
 from zephyra_cli.progress import Waiting
-with Waiting("loading \\x1b[31m"):
+with Waiting("loading \\x1b[31m", plain="plain" in sys.argv):
     time.sleep(float(sys.argv[1]))
 print("answer")
 """
@@ -164,6 +164,8 @@ def test_what_takes_longer_than_a_second_is_said_and_taken_away() -> None:
         assert terminal.end() == 0
     assert "loading \\x1b[31m … 1 s" in terminal.shown and "… 2 s" in terminal.shown
     assert terminal.shown.endswith("\r\x1b[Kanswer\r\n")
+    with Terminal([*command, 1.1, "plain"], environment={"TERM": "xterm"}) as terminal:
+        assert terminal.end() == 0 and terminal.shown == "answer\r\n"
     for seconds, environment in ((0.1, {"TERM": "xterm"}), (1.1, {"TERM": "dumb"}), (1.1, {"NO_COLOR": "1"})):
         with Terminal([*command, seconds], environment=environment) as terminal:
             assert terminal.end() == 0 and terminal.shown == "answer\r\n"

@@ -148,7 +148,7 @@ def generate(
     text = read_prompt(prompt, file or (), optional=stored is not None and not stored.takes_input)
     question = Message("user", stored.render(text) if stored else text)
     messages = (question,) if raw or not chosen.system else (Message("system", chosen.system), question)
-    with Waiting(f"loading {pack.name}"):
+    with Waiting(f"loading {pack.name}", plain=chosen.plain):
         engine = Engine.open(pack, chosen)
     request = Request(messages=messages, params=params, raw=raw, domain=chosen.domain, stop=tuple(stop or ()))
     show = _show_json if json else _show_json_lines if stream_json else _show_code if extract else show_text
@@ -158,7 +158,14 @@ def generate(
 
         keep_answer(question.content, messages[0].content if len(messages) > 1 else None, answer, pack)
 
-    follow(engine.generate(request), show, stats=chosen.stats, keep=keep if chosen.log else None)
+    follow(
+        engine.generate(request),
+        show,
+        stats=chosen.stats,
+        keep=keep if chosen.log else None,
+        plain=chosen.plain,
+        streams=not (json or extract),
+    )
 
 
 def _answer_many(pack: Pack, chosen: Settings, base: Request, source: Path, target: Path | None) -> None:

@@ -79,7 +79,7 @@ def shell(
     trained = SPECIALIST in pack.adapters  # on bare requests: a system prompt would only be new to it
     system = chosen.system or (None if trained else _system())
     messages = (Message("system", system), question) if system else (question,)
-    with Waiting(f"loading {pack.name}"):
+    with Waiting(f"loading {pack.name}", plain=chosen.plain):
         engine = Engine.open(pack, chosen)
     who = chosen.domain or (SPECIALIST if trained else None)
     answers: list[Answer] = []
@@ -92,7 +92,7 @@ def shell(
             keep_answer(question.content, system, answer, pack)
 
     events = engine.generate(Request(messages=messages, params=params, domain=who))
-    follow(events, lambda event: None, stats=chosen.stats, keep=keep)
+    follow(events, lambda event: None, stats=chosen.stats, keep=keep, plain=chosen.plain, streams=False)
     command = proposal.command_in(answers[-1].text)
     if not all(ui.is_terminal(stream) for stream in (sys.stdin, sys.stdout, sys.stderr)):
         ui.write(proposal.check(command) + "\n")
