@@ -70,6 +70,7 @@ class TokenizerFiles:
     tokenizer: Mapping[str, Any]  # tokenizer.json
     config: Mapping[str, Any] = field(default_factory=dict)  # tokenizer_config.json
     chat_template: str | None = None
+    sentencepiece: bytes | None = None  # tokenizer.model
 
     def special_token(self, name: str) -> str | None:
         """The text of `bos_token`, `eos_token`, `pad_token` …; a plain string or an added-token object."""

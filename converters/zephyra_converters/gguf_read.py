@@ -17,7 +17,7 @@ from zephyra_converters.hf import expected_shapes
 from zephyra_converters.json_file import well_formed
 from zephyra_converters.layout import separated, unstacked
 from zephyra_converters.names import DECODER, check_names, pattern_of, reverse
-from zephyra_converters.tokenizer import tokenizer_files_of
+from zephyra_converters.tokenizer_back import tokenizer_files_of
 from zephyra_fusion.config import FusionConfig
 from zephyra_fusion.errors import ZephyraError
 

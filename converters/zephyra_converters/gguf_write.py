@@ -40,7 +40,7 @@ def plan_gguf(checkpoint: Checkpoint) -> GGUFPlan:
     architecture = arch_for(config)
     if checkpoint.tokenizer is None:
         raise ZephyraError(
-            f"{checkpoint.path} has no tokenizer.json",
+            f"{checkpoint.path} has neither tokenizer.json nor tokenizer.model",
             hint="a GGUF carries its vocabulary: put the tokenizer beside it",
         )
     with well_formed(f"the tokenizer of {checkpoint.path}"):

@@ -9,11 +9,13 @@ from zephyra_converters.checkpoint import Checkpoint, LazyTensor, TokenizerFiles
 from zephyra_converters.json_file import read_json, well_formed, write_json
 from zephyra_converters.names import MIXTRAL, check_names, pattern_of, reverse
 from zephyra_converters.safetensors_file import read_safetensors, write_safetensors
+from zephyra_converters.sentencepiece_vocab import parse_model, tokenizer_json
 from zephyra_fusion import config_json
 from zephyra_fusion.config import FusionConfig
 from zephyra_fusion.errors import ZephyraError
 
 MOST_PARTS = 1024  # layers, experts: lists are made of these numbers before a tensor is seen
+LARGEST_VOCABULARY = 2**26  # bytes
 # Buffers that old transformers saved beside the weights; they are computed from the config.
 _BUFFERS = ("rotary_emb.inv_freq", "masked_bias")
 
@@ -106,8 +108,8 @@ def write_hf(
 
 
 def read_tokenizer_files(folder: Path) -> TokenizerFiles | None:
-    """The tokenizer's files of a folder; None where there is no tokenizer.json."""
-    if not (folder / "tokenizer.json").is_file():
+    """The tokenizer's files of a folder; None where there is neither tokenizer.json nor tokenizer.model."""
+    if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer.model").is_file():
         return None
     with well_formed(folder / "tokenizer_config.json"):
         return _tokenizer_files(folder)
@@ -119,7 +121,22 @@ def _tokenizer_files(folder: Path) -> TokenizerFiles:
     template = jinja.read_text(encoding="utf-8") if jinja.is_file() else config.get("chat_template")
     if isinstance(template, list):  # several named ones: take the default, as transformers does
         template = next((t.get("template") for t in template if t.get("name") == "default"), None)
-    return TokenizerFiles(tokenizer=read_json(folder / "tokenizer.json"), config=config, chat_template=template)
+    model = _sentencepiece_model(folder)
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = read_json(folder / "tokenizer.json")
+    else:
+        assert model is not None
+        tokenizer = tokenizer_json(parse_model(model))
+    return TokenizerFiles(tokenizer=tokenizer, config=config, chat_template=template, sentencepiece=model)
+
+
+def _sentencepiece_model(folder: Path) -> bytes | None:
+    path = folder / "tokenizer.model"
+    if not path.is_file():
+        return None
+    if path.stat().st_size > LARGEST_VOCABULARY:
+        raise ZephyraError(f"{path} has {path.stat().st_size} bytes, no vocabulary is larger than {LARGEST_VOCABULARY}")
+    return path.read_bytes()
 
 
 def write_tokenizer_files(tokenizer: TokenizerFiles, folder: Path) -> None:

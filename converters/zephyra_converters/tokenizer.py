@@ -1,4 +1,4 @@
-"""Byte-level BPE vocabularies: `tokenizer.json` to GGUF's keys and back.
+"""Vocabularies: `tokenizer.json` to GGUF's keys and back; byte-level BPE here, SentencePiece in its own module.
 
 llama.cpp knows a pre-tokenizer by name (`pre`) and has its regex compiled in: one that it does not have is refused, and
 `tokenizer_parity` holds the outcome against `tokenizers` before a file gets its final name.
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zephyra_converters.checkpoint import TokenizerFiles
+from zephyra_converters.sentencepiece_vocab import is_sentencepiece, pieces_of, prefix_after_controls
 from zephyra_fusion.config import FusionConfig
 from zephyra_fusion.errors import ZephyraError
 
@@ -35,25 +36,30 @@ PRE_TOKENIZERS: Mapping[str, tuple[str | None, bool]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """What GGUF stores of a byte-level BPE: tokens in id order (byte-mapped), their types, merges, special ids."""
+    """What GGUF stores: tokens in id order (byte-mapped in a byte-level BPE), their types, merges or scores, special
+    ids."""
 
     pre: str
+    model: str = "gpt2"
     tokens: Sequence[str]
     types: Sequence[int]
-    merges: Sequence[str]
+    merges: Sequence[str] = ()
+    scores: Sequence[float] = ()
     ids: Mapping[str, int]  # eos, eot, eom, bos, unknown, padding
     add_bos: bool = False
     add_eos: bool = False
+    add_space: bool = True  # before a text, in a SentencePiece vocabulary
     chat_template: str | None = None
     warnings: Sequence[str] = field(default_factory=tuple)
 
     def metadata(self) -> dict[str, Any]:
         keys: dict[str, Any] = {
-            "model": "gpt2",
+            "model": self.model,
             "pre": self.pre,
             "tokens": list(self.tokens),
             "token_type": list(self.types),
-            "merges": list(self.merges),
+            **({"scores": list(self.scores)} if self.scores else {"merges": list(self.merges)}),
+            **({} if self.add_space else {"add_space_prefix": False}),
             **{f"{name}_token_id": number for name, number in self.ids.items()},
             "add_bos_token": self.add_bos,
             "add_eos_token": self.add_eos,
@@ -66,7 +72,10 @@ class Vocabulary:
 
 def vocabulary_of(files: TokenizerFiles, config: FusionConfig) -> Vocabulary:
     """The vocabulary of a checkpoint's tokenizer files. What llama.cpp would tokenize otherwise is refused by name."""
-    tokenizer, warnings = files.tokenizer, []
+    tokenizer = files.tokenizer
+    if is_sentencepiece(tokenizer):
+        return _sentencepiece(files, config)
+    warnings: list[str] = []
     model = tokenizer.get("model") or {}
     _check_model(model)
     normalizer = (tokenizer.get("normalizer") or {}).get("type")
@@ -85,6 +94,29 @@ def vocabulary_of(files: TokenizerFiles, config: FusionConfig) -> Vocabulary:
         ids=_special_ids(files, config, tokens, warnings),
         add_bos=add_bos,
         add_eos=add_eos,
+        chat_template=files.chat_template,
+        warnings=warnings,
+    )
+
+
+def _sentencepiece(files: TokenizerFiles, config: FusionConfig) -> Vocabulary:
+    tokenizer, warnings = files.tokenizer, []
+    _check_model(tokenizer["model"])
+    pieces = pieces_of(tokenizer, files.config, files.sentencepiece, config.vocab_size)
+    if not prefix_after_controls(tokenizer):
+        warnings.append("after a control token llama.cpp puts a space before the text, this tokenizer does not")
+    ids = {entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens") or []}
+    add_bos, add_eos = _added_by_template(tokenizer, ids)
+    return Vocabulary(
+        model="llama",
+        pre="default",
+        tokens=pieces.tokens,
+        types=pieces.types,
+        scores=pieces.scores,
+        ids=_special_ids(files, config, pieces.tokens, warnings),
+        add_bos=add_bos,
+        add_eos=add_eos,
+        add_space=pieces.space_prefix,
         chat_template=files.chat_template,
         warnings=warnings,
     )
@@ -120,9 +152,7 @@ def _splits_all(step: Mapping[str, Any]) -> bool:
 def _check_model(model: Mapping[str, Any]) -> None:
     kind = model.get("type", "BPE" if "merges" in model else None)
     if kind != "BPE":
-        raise ZephyraError(f"the tokenizer is a {kind} model, only byte-level BPE is supported")
-    if model.get("byte_fallback"):
-        raise ZephyraError("the tokenizer is a SentencePiece BPE (byte_fallback), only byte-level BPE is supported")
+        raise ZephyraError(f"the tokenizer is a {kind} model, only BPE (byte-level or SentencePiece's) is supported")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise ZephyraError(f"the tokenizer's BPE has {key} {model[key]!r}, llama.cpp has no such thing")
@@ -191,55 +221,3 @@ def _added_by_template(tokenizer: Mapping[str, Any], ids: Mapping[str, int]) -> 
         if step.get("type") not in (None, "ByteLevel"):
             raise ZephyraError(f"the tokenizer's post_processor '{step.get('type')}' has no counterpart in llama.cpp")
     return False, False
-
-
-def tokenizer_files_of(metadata: Mapping[str, Any]) -> TokenizerFiles:
-    """`tokenizer.json` and `tokenizer_config.json` that tokenize as the GGUF vocabulary does."""
-    keys = {k.removeprefix("tokenizer.ggml."): v for k, v in metadata.items() if k.startswith("tokenizer.ggml.")}
-    if keys.get("model") != "gpt2" or keys.get("pre") not in PRE_TOKENIZERS:
-        raise ZephyraError(
-            f"cannot read back a vocabulary '{keys.get('model')}' with pre-tokenizer '{keys.get('pre')}'",
-            hint=f"known: gpt2 with {', '.join(PRE_TOKENIZERS)}",
-        )
-    regex, ignore_merges = PRE_TOKENIZERS[keys["pre"]]
-    tokens, types = keys["tokens"], keys.get("token_type") or [NORMAL] * len(keys["tokens"])
-    special = [n for n, kind in enumerate(types) if kind in (CONTROL, USER_DEFINED)]
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    steps: list[dict[str, Any]] = [{**byte_level, "use_regex": regex in (None, "digits")}]
-    if regex == "digits":
-        steps.insert(0, {"type": "Digits", "individual_digits": True})
-    elif regex is not None:
-        steps.insert(0, {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False})
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    tokenizer = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [{"id": n, "content": tokens[n], **plain, "special": types[n] == CONTROL} for n in special],
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps} if len(steps) > 1 else steps[0],
-        "post_processor": None,
-        "decoder": {**byte_level, "use_regex": True},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": ignore_merges,
-            "vocab": {token: n for n, token in enumerate(tokens) if types[n] != UNUSED},
-            "merges": list(keys.get("merges", ())),
-        },
-    }
-    names = {"eos_token": "eos", "bos_token": "bos", "pad_token": "padding"}
-    config: dict[str, Any] = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "add_bos_token": bool(keys.get("add_bos_token")),
-        "clean_up_tokenization_spaces": False,
-    }
-    for name, key in names.items():
-        if (number := keys.get(f"{key}_token_id")) is not None:
-            config[name] = tokens[number]
-    return TokenizerFiles(tokenizer=tokenizer, config=config, chat_template=metadata.get("tokenizer.chat_template"))

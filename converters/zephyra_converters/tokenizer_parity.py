@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from zephyra_converters.sentencepiece_vocab import prefix_after_controls
 from zephyra_fusion.errors import ZephyraError
 
 STRINGS = 3000
@@ -67,7 +68,7 @@ def check_tokenizer(tokenizer_json: Mapping[str, Any], tokenize: Callable[[str, 
     strings = hostile_strings(STRINGS, controls)
     if (tokenizer_json.get("normalizer") or {}).get("type") == "NFC":
         strings = [unicodedata.normalize("NFC", text) for text in strings]
-    for special in (False, True):
+    for special in (False, True) if prefix_after_controls(tokenizer_json) else (False,):
         reference.encode_special_tokens = not special
         for text, encoding in zip(strings, reference.encode_batch(strings, add_special_tokens=False), strict=True):
             ids = tokenize(text, special)

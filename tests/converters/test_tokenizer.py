@@ -15,7 +15,8 @@ from zephyra_converters.gguf_read import read_gguf
 from zephyra_converters.gguf_write import plan_gguf, write_gguf
 from zephyra_converters.hf import read_hf
 from zephyra_converters.loaded import LoadedGGUF
-from zephyra_converters.tokenizer import PRE_TOKENIZERS, tokenizer_files_of, vocabulary_of
+from zephyra_converters.tokenizer import PRE_TOKENIZERS, vocabulary_of
+from zephyra_converters.tokenizer_back import tokenizer_files_of
 from zephyra_converters.tokenizer_parity import check_tokenizer, hostile_strings
 from zephyra_fusion.chat import END, SPECIAL_TOKENS
 from zephyra_fusion.config import FusionConfig

@@ -1,0 +1,263 @@
+"""Our converter beside llama.cpp's own: the same tensors bit for bit, the same metadata, in less time and memory.
+
+    python benchmarks/convert_oracle.py --llama-cpp PATH
+
+PATH is the folder of convert_hf_to_gguf.py: vendor/llama.cpp of llama-cpp-python's source archive. What it needs
+(torch, transformers; sentencepiece) is not needed here. Checkpoints are random, small, of every family that converts,
+with the vocabularies that lie in PATH/models. Every difference is either in DELIBERATE, with its reason, or an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from report import Report, progress
+
+ROOT = Path(__file__).parents[1]
+TYPES = ("f32", "f16", "bf16")
+# A key, or the end of one: why ours differs from llama.cpp's.
+DELIBERATE = {
+    "general.name": "the folder's name as it is; llama.cpp makes a title of it",
+    "general.basename": "guessed from the folder's name",
+    "general.finetune": "guessed from the folder's name",
+    "general.version": "guessed from the folder's name",
+    "general.size_label": "guessed from the number of parameters",
+    "general.quantization_version": "written where something is quantized; llama.cpp writes it always",
+    "general.sampling.": "defaults of generation_config.json: a pack has them in its manifest",
+    "zephyra.": "our own figures and fingerprint",
+    "vocab_size": "the rows of the table, for every architecture; llama.cpp only for llama",
+    "rope.dimension_count": "said for every architecture; elsewhere it follows from the head's width",
+    "attention.key_length": "said always; llama.cpp only where head_dim stands in config.json",
+    "attention.value_length": "said always; llama.cpp only where head_dim stands in config.json",
+    "rope.freq_base": "said always; llama.cpp leaves out what is not in config.json",
+    "feed_forward_length": "of experts, where the architecture has no other",
+    "attention.sliding_window": "windows, which llama.cpp's converter drops for this family: another architecture",
+    "expert_feed_forward_length": "only where the architecture reads it",
+    "tokenizer.ggml.add_bos_token": "said always: left out, some pre-tokenizers imply it",
+    "tokenizer.ggml.add_eos_token": "said always",
+    "tokenizer.ggml.add_sep_token": "no such token here",
+    "tokenizer.ggml.bos_token_id": "said always: left out, llama.cpp takes id 11 for it",
+    "tokenizer.ggml.eot_token_id": "every end token of generation_config.json has its place",
+    "tokenizer.ggml.eom_token_id": "every end token of generation_config.json has its place",
+    "tokenizer.ggml.padding_token_id": "config.json's, where tokenizer_config.json is silent",
+    "tokenizer.ggml.unknown_token_id": "tokenizer.json's, where tokenizer_config.json is silent",
+}
+SIZES = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "max_position_embeddings": 256, "rms_norm_eps": 1e-6,
+}  # fmt: skip
+_LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
+# family: (class, options, vocabulary)
+FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "llama-2": ("Llama", {"max_position_embeddings": 4096}, "llama-spm"),
+    "llama-3": ("Llama", {"rope_parameters": _LLAMA3}, "llama-bpe"),
+    "llama-3.2": ("Llama", {"rope_parameters": {**_LLAMA3, "factor": 32.0}, "tie_word_embeddings": True}, "llama-bpe"),
+    "llama-biased": ("Llama", {"attention_bias": True, "mlp_bias": True}, "llama-bpe"),
+    "llama-linear-rope": (
+        "Llama",
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
+        "llama-spm",
+    ),
+    "smollm2": ("Llama", {"tie_word_embeddings": True, "head_dim": 32}, "gpt-2"),
+    "mistral": ("Mistral", {"sliding_window": None, "head_dim": 32}, "llama-spm"),
+    "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}, "llama-spm"),
+    "qwen2": ("Qwen2", {"tie_word_embeddings": True}, "qwen2"),
+    "qwen2.5-yarn": (
+        "Qwen2",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e6,
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
+        "qwen2",
+    ),
+    "qwen3": ("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}, "qwen2"),
+    "qwen3-untied": ("Qwen3", {"head_dim": 64}, "qwen2"),
+    "qwen3-moe": (
+        "Qwen3Moe",
+        {"num_experts_per_tok": 2, "norm_topk_prob": True, "num_experts": 4, "moe_intermediate_size": 64},
+        "qwen2",
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--llama-cpp", type=Path, required=True, help="folder with convert_hf_to_gguf.py")
+    parser.add_argument("--packages", default="", help="where its sentencepiece lies, if it is not installed here")
+    parser.add_argument("--families", nargs="*", default=list(FAMILIES), choices=list(FAMILIES), metavar="NAME")
+    parser.add_argument("--types", nargs="*", default=list(TYPES), choices=TYPES)
+    parser.add_argument("--gigabytes", type=float, default=1.0, help="size of the checkpoint for speed; 0: none")
+    parser.add_argument("--json", type=Path, help="put the figures into this file")
+    options = parser.parse_args()
+    report = Report("convert_oracle", "zephyra convert beside convert_hf_to_gguf.py")
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        rows, deliberate, wrong = [], set(), []
+        for family in options.families:
+            checkpoint = make_checkpoint(folder / family, family, options.llama_cpp)
+            for kind in options.types:
+                progress(f"{family} {kind}")
+                theirs, ours = folder / "theirs.gguf", folder / "ours.gguf"
+                run_oracle(options, checkpoint, theirs, kind)
+                run_ours(checkpoint, ours, kind)
+                found = list(differences(ours, theirs))
+                said = [key for key, _ in found if excused(key)]
+                deliberate |= {excuse(key) for key in said}
+                wrong += [f"{family} {kind}: {key}: {text}" for key, text in found if not excused(key)]
+                rows.append([family, kind, len(said), len(found) - len(said)])
+        report.table("differences by family", ["", "type", "deliberate", "others"], rows)
+        reasons = [[key, DELIBERATE[key]] for key in sorted(deliberate)]
+        report.table("deliberate differences", ["key", "why"], reasons)
+        for line in wrong:
+            print(line)
+        report.figure("others", "differences that are not deliberate", len(wrong), at_most=0)
+        if options.gigabytes:
+            measure_speed(report, options, folder)
+    report.finish(options.json)
+
+
+def excuse(key: str) -> str | None:
+    """The entry of DELIBERATE that covers a metadata key; tensors have no excuse."""
+    if key.startswith("tensor "):
+        return None
+    return next((known for known in DELIBERATE if key.endswith(known) or known.endswith(".") and known in key), None)
+
+
+def excused(key: str) -> bool:
+    return excuse(key) is not None
+
+
+def make_checkpoint(folder: Path, family: str, llama_cpp: Path) -> Path:
+    """A random checkpoint of transformers in the precision that such models come in, with a real vocabulary."""
+    import torch
+    import transformers
+
+    from zephyra_converters.gguf_header import read_header
+    from zephyra_converters.gguf_read import text_metadata
+    from zephyra_converters.hf import write_tokenizer_files
+    from zephyra_converters.tokenizer_back import tokenizer_files_of
+
+    kind, changes, vocabulary = FAMILIES[family]
+    metadata = text_metadata(read_header(llama_cpp / "models" / f"ggml-vocab-{vocabulary}.gguf"))
+    size, end = len(metadata["tokenizer.ggml.tokens"]), metadata["tokenizer.ggml.eos_token_id"]
+    ids = {"eos_token_id": end, "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id", end), "pad_token_id": None}
+    config = getattr(transformers, f"{kind}Config")(vocab_size=size, **{**SIZES, **ids, **changes})
+    torch.manual_seed(11)
+    model = getattr(transformers, f"{kind}ForCausalLM")(config)
+    model.to(torch.bfloat16 if kind != "Mistral" else torch.float16).save_pretrained(folder)
+    write_tokenizer_files(tokenizer_files_of(metadata), folder)
+    return folder
+
+
+def run_oracle(options: Any, checkpoint: Path, target: Path, kind: str) -> tuple[float, int]:
+    script = str(options.llama_cpp / "convert_hf_to_gguf.py")
+    packages = os.pathsep.join(filter(None, [options.packages, os.environ.get("PYTHONPATH", "")]))
+    command = [sys.executable, script, str(checkpoint), "--outfile", str(target), "--outtype", kind]
+    return timed(command, {"PYTHONPATH": packages})
+
+
+def run_ours(checkpoint: Path, target: Path, kind: str) -> tuple[float, int]:
+    command = [sys.executable, "-m", "zephyra_cli", "convert", str(checkpoint), str(target), "-q", kind]
+    return timed(
+        [*command, "--no-verify", "--force"], {"PYTHONPATH": os.pathsep.join([str(ROOT), f"{ROOT}/converters"])}
+    )
+
+
+def timed(command: list[str], environment: dict[str, str]) -> tuple[float, int]:
+    """(seconds, peak bytes of memory) of a command that must succeed."""
+    begun = time.perf_counter()
+    child = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | environment, cwd="/"
+    )
+    assert child.stderr is not None
+    said = child.stderr.read().decode(errors="replace")
+    _, status, usage = os.wait4(child.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed:\n{said[-3000:]}")
+    return time.perf_counter() - begun, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def differences(ours: Path, theirs: Path) -> Iterator[tuple[str, str]]:
+    """(metadata key or "tensor NAME", what differs)."""
+    import numpy as np
+
+    from zephyra_converters.gguf_header import read_header
+
+    mine, other = read_header(ours), read_header(theirs)
+    for key in sorted(set(mine.metadata) | set(other.metadata)):
+        a, b = mine.metadata.get(key), other.metadata.get(key)
+        if a != b:
+            yield key, f"{short(a)} here, {short(b)} there"
+        elif mine.types[key] != other.types[key]:
+            yield key, f"type {mine.types[key]} here, {other.types[key]} there"
+    for name in sorted(set(mine.tensors) | set(other.tensors)):
+        a, b = mine.tensors.get(name), other.tensors.get(name)
+        if a is None or b is None:
+            yield f"tensor {name}", "missing here" if a is None else "missing there"
+        elif (a.shape, a.type) != (b.shape, b.type):
+            yield f"tensor {name}", f"{list(a.shape)} {a.type_name} here, {list(b.shape)} {b.type_name} there"
+        else:
+            bits = (
+                np.fromfile(path, np.uint8, info.size, offset=info.offset) for path, info in ((ours, a), (theirs, b))
+            )
+            if not np.array_equal(*bits):
+                yield f"tensor {name}", "other bits"
+
+
+def short(value: Any) -> str:
+    if isinstance(value, list):
+        return f"{len(value)} entries"
+    text = repr(value)
+    return "nothing" if value is None else text if len(text) < 60 else text[:57] + "..."
+
+
+def measure_speed(report: Report, options: Any, folder: Path) -> None:
+    """A checkpoint of one size, converted by both, each twice (the better counts); BF16 to F16, where bits change."""
+    import torch
+    import transformers
+
+    progress("making the large checkpoint")
+    large = make_checkpoint(folder / "large", "llama-3", options.llama_cpp)
+    config = transformers.LlamaConfig.from_pretrained(large)
+    config.update({"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 8, "head_dim": 128})
+    config.update(
+        {"num_key_value_heads": 4, "num_hidden_layers": max(1, round((options.gigabytes * 5e8 - 262e6) / 15.7e6))}
+    )
+    transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(large, max_shard_size="400MB")
+    (large / "model.safetensors").unlink(missing_ok=True)
+    target, results = folder / "large.gguf", {}
+    for name, run in (
+        ("theirs", lambda: run_oracle(options, large, target, "f16")),
+        ("ours", lambda: run_ours(large, target, "f16")),
+    ):
+        progress(f"speed: {name}")
+        results[name] = min(run() for _ in range(2))
+    size = sum(path.stat().st_size for path in large.glob("*.safetensors"))
+    report.figure("size", "checkpoint", size / 1e9, unit="GB")
+    for name, (seconds, memory) in results.items():
+        report.figure(f"{name}_seconds", f"{name}: time", seconds, unit="s")
+        report.figure(f"{name}_memory", f"{name}: peak memory", memory / 1e6, unit="MB")
+    report.figure("speed", "times as fast", results["theirs"][0] / results["ours"][0], at_least=2.0)
+    report.figure("memory", "share of its memory", results["ours"][1] / results["theirs"][1], unit="%", at_most=1.0)
+    largest = 2 * config.vocab_size * config.hidden_size
+    bound = (2 * largest + 300e6) / 1e6
+    report.figure("bound", "our peak memory", results["ours"][1] / 1e6, unit="MB", at_most=bound)
+
+
+if __name__ == "__main__":
+    main()
