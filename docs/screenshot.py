@@ -18,7 +18,7 @@ from pathlib import Path
 from recording import FOREGROUND, Step, film, svg
 
 ASSETS = Path(__file__).parents[1] / "assets"
-COLUMNS = 116
+COLUMNS = 126
 SQL = "SQL for: how many wins when the team is chicago? Table: t(team, wins, year)"
 PROMPTS = {
     "regex": "Regex for strings of at least 3 letters",
@@ -38,6 +38,8 @@ RECORDINGS = {
         Step(AT_SHELL, f'zephyra generate -t 0 --stats "{PROMPTS["regex"]}"\r'),
         Step(AT_SHELL, f'echo "{SQL}" | zephyra generate -t 0 --json | jq -c .route.weights\r'),
         Step(AT_SHELL, f'zephyra shell -t 0 "{PROMPTS["shell"]}"\r'),
+        Step(AT_QUESTION, "e\r"),  # what runs is written here: nobody looks at the model's command while it is filmed
+        Step(r"^\$ \S.*", "\x15find . -name '*.txt' | sort\r"),
         Step(AT_QUESTION, "y\r"),
         Step(AT_SHELL, ""),
     ],

@@ -127,6 +127,22 @@ def _until(leader: int, text: bytes) -> None:
         seen += os.read(leader, 4096)
 
 
+def test_powershell_is_answered_as_its_file_asks(program: Path) -> None:
+    """The shell itself is tried where it is installed, the other side of the conversation everywhere."""
+    asked = {"_TYPER_COMPLETE_ARGS": "zephyra conf", "_TYPER_COMPLETE_WORD_TO_COMPLETE": "conf"}
+    environment = os.environ | asked | {"_ZEPHYRA_COMPLETE": "complete_powershell"}
+    done = subprocess.run(["zephyra"], capture_output=True, text=True, timeout=60, env=environment)
+    assert done.stdout.startswith("config:::The settings and where each comes from")
+
+
+@needs("pwsh")
+def test_powershell(program: Path, written: Callable[[str], Path]) -> None:
+    ask = "(TabExpansion2 'zephyra conf' 12).CompletionMatches.CompletionText"
+    script = f"Get-Content -Raw {written('powershell')} | Invoke-Expression; {ask}"
+    done = subprocess.run(["pwsh", "-NoProfile", "-Command", script], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "config"
+
+
 def test_a_tab_imports_nothing_heavy(program: Path) -> None:
     code = "import sys; from zephyra_cli import app; app._run([]); print(*sys.modules, file=sys.stderr)"
     environment = os.environ | {"_ZEPHYRA_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": "zephyra generate -m zeph"}

@@ -171,6 +171,23 @@ def test_what_takes_longer_than_a_second_is_said_and_taken_away() -> None:
             assert terminal.end() == 0 and terminal.shown == "answer\r\n"
 
 
+FOLLOW = """
+import sys, time
+from zephyra_cli.follow import follow
+def events():
+    yield "piece"
+    time.sleep(1.4)
+    yield object()
+follow(events(), lambda event: None, stats=False, streams=sys.argv[1] == "streams")
+"""
+
+
+@pytest.mark.parametrize(("form", "said"), [("streams", ""), ("whole", "\r\x1b[Kanswering … 1 s\r\x1b[K")])
+def test_an_answer_that_is_shown_when_it_is_whole_says_that_it_comes(form: str, said: str) -> None:
+    with Terminal([sys.executable, "-c", FOLLOW, form], environment={"TERM": "xterm"}) as terminal:
+        assert terminal.end() == 0 and terminal.shown == said
+
+
 def test_the_figures_in_one_line(zephyra: Run, tiny_pack: Path) -> None:
     (line,) = zephyra("generate", "-m", tiny_pack, "-n", 6, "--stats", "hello").stderr.decode().splitlines()
     for part in (r"^router [\d.]+ ms", r"(shell|sql|base) \(\d+ %\)", r"load \d+ ms", r"switch [\d.]+ ms"):
