@@ -24,6 +24,10 @@ class Draft(Protocol):
         """A new text; what it shares with the last one may be kept."""
         ...
 
+    def follow(self, tokens: Sequence[int]) -> None:
+        """Read what is new in `tokens`: the prompt, or what came while nothing was drafted."""
+        ...
+
     def propose(self, tokens: Sequence[int], count: int) -> Sequence[int]:
         """At most `count` guesses at what follows `tokens`: the text of `begin` and what was added since."""
         ...
@@ -46,12 +50,14 @@ class NgramDraft:
         self._after.clear()
         self._indexed = GRAM
 
-    def propose(self, tokens: Sequence[int], count: int) -> Sequence[int]:
-        after = self._after
+    def follow(self, tokens: Sequence[int]) -> None:
         for at in range(self._indexed, len(tokens)):  # not the end: nothing followed it yet
-            after[tuple(tokens[at - GRAM : at])] = at
+            self._after[tuple(tokens[at - GRAM : at])] = at
         self._indexed = max(self._indexed, len(tokens))
-        start = after.get(tuple(tokens[-GRAM:]))
+
+    def propose(self, tokens: Sequence[int], count: int) -> Sequence[int]:
+        self.follow(tokens)
+        start = self._after.get(tuple(tokens[-GRAM:]))
         if start is None or count < 1:
             return ()
         guess = list(tokens[start : start + count])

@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 class _Drafter(LlamaBackend):
     """A backend that says what it finds likeliest, and no more."""
 
+    def read(self, tokens: Sequence[int]) -> None:
+        """All but the last token, which `guess` decodes for its logits, where they fit the context."""
+        if 1 < len(tokens) <= self.context_length:
+            context = self._context(len(tokens))
+            context.rewind(tokens)
+            context.read(tokens[:-1])
+
     def guess(self, tokens: Sequence[int], count: int) -> list[int]:
         """At most `count` tokens after `tokens`; fewer where an answer or the context ends."""
         count = min(count, self.context_length - len(tokens))
@@ -64,6 +71,9 @@ class ModelDraft:
 
     def begin(self, prompt: Sequence[int]) -> None:
         pass  # its cache is compared with the text at every turn
+
+    def follow(self, tokens: Sequence[int]) -> None:
+        self._backend.read(tokens)
 
     def propose(self, tokens: Sequence[int], count: int) -> Sequence[int]:
         return self._backend.guess(tokens, count)

@@ -47,8 +47,10 @@ class Speculation:
         clock = time.perf_counter
         if self._right >= 0:
             self._length.observe(len(self._guesses), self._right, self._seconds, self._drafting)
-        start = clock()
         count = min(self._length.next(), self._end - len(self._tokens) - 1, self._context.most_guesses)
+        if count > 0 and not self._guesses:
+            self._draft.follow(self._tokens)  # not timed: it is no part of what a guess costs from now on
+        start = clock()
         self._guesses = self._draft.propose(self._tokens, count) if count > 0 else ()
         drafted = clock()
         self._context.decode((token,), self._guesses)

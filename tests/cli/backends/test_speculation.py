@@ -37,6 +37,9 @@ class Scripted:
     def begin(self, prompt: Sequence[int]) -> None:
         self.start = len(prompt)
 
+    def follow(self, tokens: Sequence[int]) -> None:
+        pass
+
     def propose(self, tokens: Sequence[int], count: int) -> Sequence[int]:
         at = len(tokens) - self.start
         return [

@@ -1,0 +1,209 @@
+"""Adapters at the speed of the base: one adapter, a blend of four, a switch and the way back, and the memory it takes.
+
+Subject: folders of `random_model.py` (default: the embedded pack). Every ratio is of medians from the same run, the
+sides in turn. `llama-bench` as in speed.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from argparse import ArgumentParser
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
+
+from report import Report
+from speed import LlamaBench
+
+if TYPE_CHECKING:
+    from zephyra_cli.backends.llama import LlamaBackend
+
+DECODE, PREFILL, CONVERSATION = 64, 512, 600
+Mix = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A base with four adapters over it."""
+
+    name: str
+    base: Path
+    adapters: Mapping[str, Path]
+
+    @classmethod
+    def of_folder(cls, folder: Path, quantization: str) -> Model:
+        adapters = {path.stem: path for path in sorted((folder / "adapters").glob("*.gguf"))[:4]}
+        return cls(f"{folder.name} {quantization}", folder / f"base-{quantization}.gguf", adapters)
+
+    @classmethod
+    def embedded(cls) -> Model:
+        from zephyra_cli import store
+
+        pack = store.find("zephyra-nano", offline=True)
+        names = sorted(pack.adapters)[:4]
+        return cls(pack.name, pack.path(pack.base), {name: pack.path(pack.adapters[name].file) for name in names})
+
+    def open(self, threads: int) -> LlamaBackend:
+        from zephyra_cli.backends.llama import LlamaBackend
+
+        backend = LlamaBackend(self.base, threads=threads)
+        for name, path in self.adapters.items():
+            backend.add_adapter(name, path)
+        return backend
+
+
+def main() -> None:
+    from zephyra_cli.devices import usable_cores
+
+    parser = ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("folders", nargs="*", type=Path)
+    parser.add_argument("--quantization", nargs="+", default=["Q8_0", "Q4_K_M"])
+    parser.add_argument("--threads", type=int, default=usable_cores())
+    parser.add_argument("--turns", type=int, default=5, help="of A B A B … (default: %(default)s)")
+    parser.add_argument("--llama-bench", type=Path, default=shutil.which("llama-bench"))
+    parser.add_argument("--json", type=Path, metavar="OUT")
+    options = parser.parse_args()
+    models = [Model.of_folder(folder, kind) for folder in options.folders for kind in options.quantization]
+    report = Report("adapter_speed", f"{options.threads} threads, {options.turns} turns")
+    for model in models or [Model.embedded()]:
+        Measurement(model, options.threads, options.turns, report).run(options.llama_bench)
+    report.finish(options.json)
+
+
+class Measurement:
+    def __init__(self, model: Model, threads: int, turns: int, report: Report) -> None:
+        self.model, self.threads, self.turns, self.report = model, threads, turns, report
+        self.backend = model.open(threads)
+        self.large = self.backend.parameters >= 400e6
+        self.random = Random(3)
+
+    def run(self, llama_bench: Path | None) -> None:
+        names = sorted(self.model.adapters)
+        mixes: dict[str, Mix] = {
+            "base": {},
+            "one": {names[0]: 1.0},
+            "blend": {name: round(0.4 - 0.1 * at, 2) for at, name in enumerate(names)},
+        }
+        rates: dict[str, list[float]] = {key: [] for key in (*mixes, "prefill", "their decode", "their prefill")}
+        yardstick = LlamaBench(llama_bench, self.model.base, self.threads) if llama_bench else None
+        for turn in range(self.turns + 1):
+            measured = {key: self.decode(mix) for key, mix in mixes.items()} | {"prefill": self.prefill()}
+            if yardstick:
+                theirs = yardstick.measure([PREFILL], DECODE)
+                measured |= {"their decode": theirs[f"tg{DECODE}"], "their prefill": theirs[f"pp{PREFILL}"]}
+            if turn:  # the first one warms up
+                for key, value in measured.items():
+                    rates[key].append(value)
+        median = {key: statistics.median(values) for key, values in rates.items() if values}
+        self.figure("decode", "decode, base", median["base"], unit="tokens/s")
+        self.figure("prefill", "prefill, base", median["prefill"], unit="tokens/s")
+        if yardstick:
+            for key, mine in (("decode", "base"), ("prefill", "prefill")):
+                ratio = median[mine] / median[f"their {key}"]
+                self.figure(f"{key}_ratio", f"{key}, base / llama-bench", ratio, at_least=0.98)
+        bounds = (0.88, 0.80) if self.large else (None, None)
+        self.figure("one", "one adapter / base", median["one"] / median["base"], at_least=bounds[0])
+        self.figure("blend", "blend of four / base", median["blend"] / median["base"], at_least=bounds[1])
+        self.switches(mixes["one"], {names[1]: 1.0})
+        self.memory()
+        self.backend.close()
+
+    def decode(self, mix: Mix) -> float:
+        from zephyra_fusion.types import SamplingParams
+
+        self.backend.set_adapters(mix)
+        for _ in range(5):  # a random walk may end in a stop token
+            count = sum(1 for _ in self.backend.generate(self.prompt(16), SamplingParams(max_tokens=DECODE + 1)))
+            if count > DECODE // 2:
+                return self.backend.usage.decode_tokens_per_second
+        raise SystemExit(f"{self.model.name} ends every answer at once")
+
+    def prefill(self) -> float:
+        self.backend.set_adapters({})
+        self.answer(self.prompt(PREFILL))
+        return self.backend.usage.prefill_tokens_per_second
+
+    def switches(self, here: Mix, there: Mix) -> None:
+        """A conversation under `here`; each turn adds a question, with or without an excursion before it."""
+        calls, firsts, reread = [], {"stay": list[float](), "return": list[float]()}, []
+        prompt = self.prompt(CONVERSATION)
+        self.backend.set_adapters(here)
+        self.answer(prompt)
+        for turn in range(2 * self.turns + 2):
+            kind = "return" if turn % 2 else "stay"
+            if kind == "return":
+                calls.append(self.backend.set_adapters(there))
+                self.answer(prompt)
+            calls.append(self.backend.set_adapters(here))
+            prompt = [*prompt, *self.prompt(16)]
+            self.answer(prompt)
+            usage = self.backend.usage
+            if turn > 1:
+                firsts[kind].append(usage.first_token_ms)
+            if kind == "return":
+                # What a return reads beyond the question that staying reads as well.
+                reread.append((usage.prompt_tokens - usage.cached_tokens - 16) / usage.prompt_tokens)
+        self.figure("switch", "switch call", statistics.median(calls), unit="ms", at_most=1.0)
+        self.figure("reread", "share of the prompt a return reads again", max(reread), unit="%", at_most=0.05)
+        ratio = statistics.median(firsts["return"]) / statistics.median(firsts["stay"])
+        self.figure("return", "first token after a return / after staying", ratio, at_most=1.1)
+
+    def memory(self) -> None:
+        """Of a process that answers once: resident at most, beyond file and keys and values."""
+        command = [sys.executable, __file__, "--child", str(self.model.base), str(self.threads)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+        found = json.loads(done.stdout)
+        beyond = (found["resident"] - self.model.base.stat().st_size - found["cache"]) / 2**20
+        self.figure("resident", "resident", found["resident"] / 2**20, unit="MB")
+        self.figure("memory", "resident beyond file and cache", beyond, unit="MB", at_most=120)
+
+    def answer(self, prompt: Sequence[int]) -> None:
+        from zephyra_fusion.types import SamplingParams
+
+        list(self.backend.generate(prompt, SamplingParams(max_tokens=1)))
+
+    def prompt(self, count: int) -> list[int]:
+        return [self.random.randrange(300, self.backend.vocab_size) for _ in range(count)]
+
+    def figure(
+        self,
+        key: str,
+        text: str,
+        value: float,
+        *,
+        unit: str = "",
+        at_least: float | None = None,
+        at_most: float | None = None,
+    ) -> None:
+        name = self.model.name
+        self.report.figure(
+            f"{name.replace(' ', '_')}_{key}", f"{name}: {text}", value, unit=unit, at_least=at_least, at_most=at_most
+        )
+
+
+def child(base: Path, threads: int) -> None:
+    from zephyra_cli.backends.llama import LlamaBackend
+    from zephyra_fusion.types import SamplingParams
+
+    start = time.perf_counter()
+    backend = LlamaBackend(base, threads=threads)
+    list(backend.generate([300 + n for n in range(PREFILL)], SamplingParams(max_tokens=16)))
+    cache = backend._settings.cache_bytes(next(iter(backend._pool._contexts.values())).size)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"resident": peak, "cache": cache, "seconds": time.perf_counter() - start}))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        child(Path(sys.argv[2]), int(sys.argv[3]))
+    else:
+        main()
