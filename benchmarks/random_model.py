@@ -92,7 +92,9 @@ def shapes(size: Size) -> dict[str, tuple[int, int]]:
     }
 
 
-def weights_of(size: Size, random: np.random.Generator, agreement: float) -> Iterator[tuple[str, np.ndarray]]:
+def weights_of(
+    size: Size, random: np.random.Generator, agreement: float, attention: float = ATTENTION
+) -> Iterator[tuple[str, np.ndarray]]:
     import numpy as np
 
     vocabulary = len(vocabulary_of()["tokenizer.ggml.tokens"])
@@ -103,7 +105,7 @@ def weights_of(size: Size, random: np.random.Generator, agreement: float) -> Ite
     for layer in range(size.layers):
         late = agreement if layer >= DRAFT_LAYERS else 1.0
         for name, (rows, columns) in shapes(size).items():
-            scale = {"attn_output": ATTENTION * late, "ffn_down": late}.get(name, 1.0)
+            scale = {"attn_output": attention * late, "ffn_down": late}.get(name, 1.0)
             yield f"blk.{layer}.{name}.weight", uniform(random, rows, columns, scale=scale)
         yield f"blk.{layer}.attn_norm.weight", ones
         yield f"blk.{layer}.ffn_norm.weight", ones

@@ -149,8 +149,9 @@ class LlamaBackend:
         if self._draft is not None and self._draft is not draft:
             self._draft.close()
         self._draft, self._draft_length = draft, DraftLength()
-        self._pool.close()  # a context has room for guesses from its beginning or never
-        self._pool.settings = replace(self._settings, guesses=LONGEST_DRAFT if draft else 0)
+        if draft is not None and not self._pool.settings.guesses:
+            self._pool.close()  # a context has room for guesses from its beginning or never
+            self._pool.settings = replace(self._settings, guesses=LONGEST_DRAFT)
 
     @property
     def vocabulary(self) -> list[bytes]:
