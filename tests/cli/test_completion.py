@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.terminal import Terminal
 from zephyra_cli import complete
 
 Inside = Callable[..., tuple[int, str, str]]
@@ -91,8 +92,6 @@ def test_fish(program: Path, written: Callable[[str], Path], tmp_path: Path) -> 
 @needs("zsh")
 def test_zsh(program: Path, written: Callable[[str], Path], tmp_path: Path) -> None:
     """zsh completes at a terminal only: a Tab is typed into one, a key writes down the line that is there then."""
-    import pty
-
     folder = tmp_path / "functions"
     folder.mkdir()
     written("zsh").rename(folder / "_zephyra")
@@ -100,31 +99,16 @@ def test_zsh(program: Path, written: Callable[[str], Path], tmp_path: Path) -> N
     begin += (
         'print -r -- "<$BUFFER>" > ' + str(tmp_path / "line") + "; }; zle -N show; bindkey '^X^T' show; print ready\r"
     )
-    leader, follower = pty.openpty()
-    environment = os.environ | {"HOME": str(tmp_path), "ZDOTDIR": str(tmp_path), "TERM": "dumb"}
-    shell = subprocess.Popen(
-        ["zsh", "-f", "-i"], stdin=follower, stdout=follower, stderr=follower, env=environment, start_new_session=True
-    )
-    os.close(follower)
-    try:
-        os.write(leader, begin.encode())
-        _until(leader, b"\nready")
-        os.write(leader, b"zephyra doc\t\x18\x14")
+    environment = {"HOME": str(tmp_path), "ZDOTDIR": str(tmp_path), "TERM": "dumb"}
+    with Terminal(["zsh", "-f", "-i"], environment=environment) as terminal:
+        terminal.type(begin)
+        terminal.until("\nready")
+        terminal.type("zephyra doc\t\x18\x14")
         deadline = time.monotonic() + 60
         while not (tmp_path / "line").exists() or not (tmp_path / "line").read_text():
             assert time.monotonic() < deadline
             time.sleep(0.05)
         assert (tmp_path / "line").read_text() == "<zephyra doctor >\n"
-    finally:
-        shell.kill()
-        shell.wait()
-        os.close(leader)
-
-
-def _until(leader: int, text: bytes) -> None:
-    seen = b""
-    while text not in seen.replace(b"\r", b""):
-        seen += os.read(leader, 4096)
 
 
 def test_powershell_is_answered_as_its_file_asks(program: Path) -> None:

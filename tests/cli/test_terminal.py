@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -14,29 +13,15 @@ from pathlib import Path
 import pytest
 
 from tests.cli.process import PROGRAM, wait_until_blocked
+from tests.cli.terminal import Terminal
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
 
 
 def on_a_terminal(*arguments: object, **environment: str) -> tuple[int, str]:
     """The program with a terminal on all three streams; its status and what the terminal showed."""
-    leader, follower = pty.openpty()
-    process = subprocess.Popen(
-        [*PROGRAM, *map(str, arguments)],
-        stdin=follower, stdout=follower, stderr=follower, env=os.environ | environment, start_new_session=True,
-    )  # fmt: skip
-    os.close(follower)
-    shown = b""
-    while True:
-        try:
-            chunk = os.read(leader, 1 << 16)
-        except OSError:  # Linux: the other end is closed
-            break
-        if not chunk:
-            break
-        shown += chunk
-    os.close(leader)
-    return process.wait(60), shown.decode().replace("\r\n", "\n")
+    with Terminal([*PROGRAM, *arguments], environment=environment) as terminal:
+        return terminal.end(), terminal.shown.replace("\r\n", "\n")
 
 
 def test_an_answer_arrives_and_the_terminal_is_not_waited_for(tiny_pack: Path) -> None:
