@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 
 from zephyra_cli.detectors import Detector
+from zephyra_cli.manifest import check, shown, take
 from zephyra_fusion.chat import ZEPHYRA, ChatTemplate
 from zephyra_fusion.errors import ZephyraError, did_you_mean
 from zephyra_fusion.router import NONE, Router
@@ -18,8 +19,7 @@ from zephyra_fusion.types import SamplingParams
 MANIFEST = "zephyra.json"
 FORMAT, VERSION = "zephyra-pack", 1
 _MOST_BYTES = 4 * 2**20  # of a manifest
-
-T = TypeVar("T")
+LONGEST_DOMAIN = 64  # characters of its name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +85,9 @@ class Pack:
     def parse(cls, values: Mapping[str, Any], root: Path) -> Pack:
         """The pack that a manifest describes, as it would be in the folder `root`. ZephyraError: as `read`."""
         if values.get("format") != FORMAT:
-            found = _short(values.get("format"))
+            found = shown(values.get("format"))
             raise ZephyraError(f"'{root / MANIFEST}' is no manifest: format is {found}, not '{FORMAT}'")
-        if (version := _take(values, "version", int, "")) > VERSION:
+        if (version := take(values, "version", int, "")) > VERSION:
             raise ZephyraError(
                 f"'{root}' was made by a newer zephyra: pack version {version}, this one reads up to {VERSION}",
                 hint="update zephyra",
@@ -99,44 +99,46 @@ class Pack:
 
     @classmethod
     def _from_manifest(cls, root: Path, values: Mapping[str, Any]) -> Pack:
-        base = _take(values, "base", dict, "")
+        base = take(values, "base", dict, "")
         adapters = {}
-        for name, entry in _take(values, "adapters", dict, "", {}).items():
+        for name, entry in take(values, "adapters", dict, "", {}).items():
             check_domain_name(name)
             where = f"adapters.{name}."
             adapters[name] = Adapter(
-                file=_file(_check(entry, dict, where[:-1]), where),
-                description=_take(entry, "description", str, where, ""),
-                rank=_take(entry, "rank", int, where, 0),
+                file=_file(check(entry, dict, where[:-1]), where),
+                description=take(entry, "description", str, where, ""),
+                rank=take(entry, "rank", int, where, 0),
             )
-        router = _take(values, "router", dict, "") if values.get("router") is not None else None
+        router = take(values, "router", dict, "") if values.get("router") is not None else None
         records = {
             safe_path(name): FileRecord(
-                sha256=_take(_check(entry, dict, f"files.{name}"), "sha256", str, f"files.{name}."),
-                size=_take(entry, "size", int, f"files.{name}."),
-                license=_take(entry, "license", str, f"files.{name}.", ""),
-                source=_take(entry, "source", str, f"files.{name}.", ""),
+                sha256=take(check(entry, dict, f"files.{name}"), "sha256", str, f"files.{name}."),
+                size=take(entry, "size", int, f"files.{name}."),
+                license=take(entry, "license", str, f"files.{name}.", ""),
+                source=take(entry, "source", str, f"files.{name}.", ""),
             )
-            for name, entry in _take(values, "files", dict, "", {}).items()
+            for name, entry in take(values, "files", dict, "", {}).items()
         }
+        check_cases(adapters, "domains")
+        check_cases(records, "files")
         draft = values.get("draft")
         return cls(
             root=root,
-            name=_take(values, "name", str, "", root.name),
-            description=_take(values, "description", str, "", ""),
-            license=_take(values, "license", str, "", ""),
+            name=take(values, "name", str, "", root.name),
+            description=take(values, "description", str, "", ""),
+            license=take(values, "license", str, "", ""),
             base=_file(base, "base."),
-            architecture=_take(base, "architecture", str, "base.", ""),
-            parameters=_take(base, "parameters", int, "base.", 0),
-            context_length=_take(base, "context_length", int, "base.", 0),
-            quantization=_take(base, "quantization", str, "base.", ""),
+            architecture=take(base, "architecture", str, "base.", ""),
+            parameters=take(base, "parameters", int, "base.", 0),
+            context_length=take(base, "context_length", int, "base.", 0),
+            quantization=take(base, "quantization", str, "base.", ""),
             adapters=adapters,
             **({} if router is None else _routing(router, adapters)),
-            draft=None if draft is None else _file(_check(draft, dict, "draft"), "draft."),
-            chat=None if (chat := values.get("chat", asdict(ZEPHYRA))) is None else _chat(_check(chat, dict, "chat")),
-            generation=_generation(_take(values, "generation", dict, "", {})),
+            draft=None if draft is None else _file(check(draft, dict, "draft"), "draft."),
+            chat=None if (chat := values.get("chat", asdict(ZEPHYRA))) is None else _chat(check(chat, dict, "chat")),
+            generation=_generation(take(values, "generation", dict, "", {})),
             files=records,
-            source=_source(_take(values, "source", dict, "")) if "source" in values else None,
+            source=_source(take(values, "source", dict, "")) if "source" in values else None,
         )
 
     @property
@@ -161,20 +163,38 @@ class Pack:
         return cls(root=file.parent, name=name, base=file.name, chat=None)
 
     def path(self, file: str) -> Path:
-        """Where a file of the pack lies. ZephyraError: it is missing."""
+        """Where a file of the pack lies. ZephyraError: it is missing, or a link leads out of the pack."""
         path = self.root / file
         if not path.exists():
             hint = f"zephyra models verify {self.root}"
             raise ZephyraError(f"model '{self.name}' lacks its file '{path}'", hint=hint)
+        inside, there = self.root.resolve(), path.resolve()
+        # huggingface-hub's cache keeps a repository's contents in blobs/ and links to them from snapshots/COMMIT/
+        cached = inside.parent.name == "snapshots" and there.is_relative_to(inside.parent.parent / "blobs")
+        if self.files and not there.is_relative_to(inside) and not cached:
+            raise ZephyraError(
+                f"'{path}' is a link that leads out of the pack, to '{there}'", hint="put the file itself there"
+            )
         return path
 
 
 def check_domain_name(name: str) -> None:
     """A domain's name must be sayable on the command line: `-d NAME=W,NAME=W`."""
-    if name in ("auto", NONE) or not name or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+    plain = name.replace("-", "").replace("_", "").replace(".", "").isalnum()
+    if name in ("auto", NONE) or not plain or name[0] in "-." or len(name) > LONGEST_DOMAIN:
         raise ZephyraError(
-            f"'{name}' cannot be the name of a domain", hint="letters, digits, '-', '_' and '.'; not 'auto' or 'none'"
+            f"'{name[: LONGEST_DOMAIN + 1]}' cannot be the name of a domain",
+            hint=f"at most {LONGEST_DOMAIN} letters, digits, '-', '_' and '.', neither '-' nor '.' first; "
+            "not 'auto' or 'none'",
         )
+
+
+def check_cases(names: Iterable[str], what: str) -> None:
+    """ZephyraError: two names are one on a file system that does not tell upper from lower case."""
+    seen: dict[str, str] = {}
+    for name in names:
+        if (other := seen.setdefault(name.casefold(), name)) != name:
+            raise ZephyraError(f"the {what} '{other}' and '{name}' differ in upper and lower case alone")
 
 
 def safe_path(file: str) -> str:
@@ -197,46 +217,32 @@ def load_manifest(path: Path) -> dict[str, Any]:
     if len(data) > _MOST_BYTES:
         raise ZephyraError(f"'{path}' is longer than {_MOST_BYTES // 2**20} MiB, that is no manifest")
     try:
-        return _check(json.loads(data), dict, "the manifest")
+        return check(json.loads(data), dict, "the manifest")
     except (ValueError, RecursionError, ZephyraError) as error:
         raise ZephyraError(f"'{path}' is damaged: {error}") from None
 
 
-def _check(value: Any, kind: type[T], name: str) -> T:
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind:  # type(): a bool is no number here
-        raise ZephyraError(f"{name} is {_short(value)}, must be {_WORDS[kind]}")
-    return value
-
-
-def _take(values: Mapping[str, Any], key: str, kind: type[T], where: str, default: T | None = None) -> T:
-    if key not in values and default is not None:
-        return default
-    return _check(values.get(key), kind, where + key)
-
-
 def _file(entry: Mapping[str, Any], where: str) -> str:
-    return safe_path(_take(entry, "file", str, where))
+    return safe_path(take(entry, "file", str, where))
 
 
 def _routing(entry: Mapping[str, Any], adapters: Mapping[str, Adapter]) -> dict[str, Any]:
     """The fields of a pack that say how it routes."""
-    labels = tuple(_check(label, str, "router.labels") for label in _take(entry, "labels", list, "router."))
+    labels = tuple(check(label, str, "router.labels") for label in take(entry, "labels", list, "router."))
     answers = {
-        label: _check(domain, str, f"router.answers.{label}")
-        for label, domain in _take(entry, "answers", dict, "router.", {}).items()
+        label: check(domain, str, f"router.answers.{label}")
+        for label, domain in take(entry, "answers", dict, "router.", {}).items()
     }
-    newcomers = _take(entry, "newcomers", dict, "router.") if entry.get("newcomers") is not None else {}
-    detectors = tuple(_detector(item, labels) for item in _take(newcomers, "domains", list, "router.newcomers.", []))
+    newcomers = take(entry, "newcomers", dict, "router.") if entry.get("newcomers") is not None else {}
+    detectors = tuple(_detector(item, labels) for item in take(newcomers, "domains", list, "router.newcomers.", []))
     domains = {answers.get(label, label) for label in labels} | {detector.name for detector in detectors}
     if homeless := sorted(domains - set(adapters) - {NONE}):
         raise ZephyraError(f"the router names domains without an adapter: {', '.join(homeless)}")
     router = Router(
         labels=labels,
-        temperature=_take(entry, "temperature", float, "router.", 1.0),
-        threshold=_take(entry, "threshold", float, "router."),
-        max_tokens=_take(entry, "max_tokens", int, "router."),
+        temperature=take(entry, "temperature", float, "router.", 1.0),
+        threshold=take(entry, "threshold", float, "router."),
+        max_tokens=take(entry, "max_tokens", int, "router."),
         answers=answers,
     )
     return {
@@ -244,52 +250,44 @@ def _routing(entry: Mapping[str, Any], adapters: Mapping[str, Adapter]) -> dict[
         "router_file": _file(entry, "router."),
         "newcomers": detectors,
         "newcomers_file": _file(newcomers, "router.newcomers.") if detectors else "",
-        "examples_file": safe_path(_take(entry, "examples", str, "router.")) if "examples" in entry else "",
+        "examples_file": safe_path(take(entry, "examples", str, "router.")) if "examples" in entry else "",
     }
 
 
 def _detector(entry: Any, labels: tuple[str, ...]) -> Detector:
     where = "router.newcomers.domains."
-    shares = _take(_check(entry, dict, where[:-1]), "shares", list, where)
+    shares = take(check(entry, dict, where[:-1]), "shares", list, where)
     if len(shares) != len(labels):
         raise ZephyraError(f"{where}shares has {len(shares)} numbers for {len(labels)} labels")
-    numbers = [_check(share, float, where + "shares") for share in shares]
-    bias, sharpness = _take(entry, "bias", float, where), _take(entry, "sharpness", float, where)
+    numbers = [check(share, float, where + "shares") for share in shares]
+    bias, sharpness = take(entry, "bias", float, where), take(entry, "sharpness", float, where)
     if not all(math.isfinite(number) for number in (*numbers, bias)) or not 0.0 < sharpness <= 1000.0:
         raise ZephyraError(f"{where[:-1]}: a number is not finite, or the sharpness is not between 0 and 1000")
     named = dict(zip(labels, numbers, strict=True))
-    return Detector(name=_take(entry, "name", str, where), shares=named, bias=bias, sharpness=sharpness)
+    return Detector(name=take(entry, "name", str, where), shares=named, bias=bias, sharpness=sharpness)
 
 
 def _chat(entry: Mapping[str, Any]) -> ChatTemplate:
     sides = {}
     for side in ("before", "after"):
         sides[side] = {
-            role: _check(text, str, f"chat.{side}.{role}") for role, text in _take(entry, side, dict, "chat.").items()
+            role: check(text, str, f"chat.{side}.{role}") for role, text in take(entry, side, dict, "chat.").items()
         }
         if missing := {"system", "user", "assistant"} - set(sides[side]):
             raise ZephyraError(f"chat.{side} lacks {', '.join(sorted(missing))}")
     return ChatTemplate(
-        **sides, answer=_take(entry, "answer", str, "chat."), start=_take(entry, "start", str, "chat.", "")
+        **sides, answer=take(entry, "answer", str, "chat."), start=take(entry, "start", str, "chat.", "")
     )
 
 
 def _source(entry: Mapping[str, Any]) -> Source:
-    repository, commit = (_take(entry, key, str, "source.") for key in ("repository", "commit"))
-    return Source(repository=repository, commit=commit, reference=_take(entry, "reference", str, "source.", ""))
+    repository, commit = (take(entry, key, str, "source.") for key in ("repository", "commit"))
+    return Source(repository=repository, commit=commit, reference=take(entry, "reference", str, "source.", ""))
 
 
 def _generation(entry: Mapping[str, Any]) -> SamplingParams:
     kinds: dict[str, type] = {field.name: type(field.default) for field in fields(SamplingParams)}
     if unknown := sorted(set(entry) - set(kinds)):
         raise ZephyraError(f"unknown key generation.{unknown[0]}", hint=did_you_mean(unknown[0], kinds))
-    values: dict[str, Any] = {name: _take(entry, name, kinds[name], "generation.") for name in entry}
+    values: dict[str, Any] = {name: take(entry, name, kinds[name], "generation.") for name in entry}
     return SamplingParams(**values)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return "missing" if value is None else text if len(text) <= 40 else text[:40] + "…"
-
-
-_WORDS: dict[type, str] = {str: "a text", int: "a whole number", float: "a number", dict: "an object", list: "a list"}

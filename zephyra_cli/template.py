@@ -7,6 +7,7 @@ their place is the user's and is never parsed for control tokens.
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import subprocess
 import sys
@@ -49,6 +50,7 @@ def render(template: str, messages: Sequence[Message], names: Mapping[str, str])
     return [segment for segment in (*segments, Segment(rest, control=True)) if segment.text]
 
 
+_KEPT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONPATH", "SYSTEMROOT", "TZ")  # no secrets go there
 _RAW = "--raw continues the text without a template"
 
 
@@ -57,6 +59,7 @@ def _render_fenced(job: Mapping[str, Any]) -> str:
         done = subprocess.run(
             [sys.executable, "-P", "-c", _FENCED, str(MEMORY), str(SECONDS), str(MOST_CHARACTERS)],
             input=json.dumps(job).encode(),
+            env={name: value for name, value in os.environ.items() if name in _KEPT},
             capture_output=True,
             timeout=SECONDS * 2,
         )
@@ -76,6 +79,7 @@ import json, sys
 memory, seconds, most = map(int, sys.argv[1:])
 try:
     import resource
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 except (ImportError, ValueError, OSError):
@@ -84,15 +88,20 @@ import datetime
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 def refuse(message):
     raise ValueError(message)
-job = json.loads(sys.stdin.buffer.read())
-extensions = ["jinja2.ext.loopcontrols"]
-environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
-environment.globals.update(raise_exception=refuse, strftime_now=lambda form: datetime.datetime.now().strftime(form))
-environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-size = 0
-for piece in environment.from_string(job["template"]).generate(**job["values"]):
-    size += len(piece)
-    if size > most:
-        refuse(f"it writes more than {most} characters")
-    sys.stdout.buffer.write(piece.encode())
+def main():
+    job = json.loads(sys.stdin.buffer.read())
+    extensions = ["jinja2.ext.loopcontrols"]
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+    environment.globals.update(raise_exception=refuse, strftime_now=lambda form: datetime.datetime.now().strftime(form))
+    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+    size = 0
+    for piece in environment.from_string(job["template"]).generate(**job["values"]):
+        size += len(piece)
+        if size > most:
+            refuse(f"it writes more than {most} characters")
+        sys.stdout.buffer.write(piece.encode())
+try:
+    main()
+except Exception as error:  # in a few words: what a template says of itself may be long
+    sys.exit(f"{type(error).__name__}: {str(error)[:300]}")
 """

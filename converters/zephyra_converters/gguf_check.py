@@ -15,9 +15,8 @@ from typing import Any
 from zephyra_converters.gguf_header import GGUFHeader, read_header
 from zephyra_converters.gguf_shapes import CLASSIFIERS, DECODERS, Architecture, tensor_faults
 from zephyra_converters.gguf_split import joined, shard_paths
+from zephyra_converters.gguf_vocabulary import NO_VOCABULARY, vocabulary_faults
 from zephyra_fusion.errors import ZephyraError, did_you_mean
-
-_NO_VOCABULARY = ("none", "no_vocab")
 
 
 def check_model(path: Path | str) -> GGUFHeader:
@@ -93,7 +92,7 @@ class _Inspection:
     def faults(self) -> Iterator[str]:
         try:
             yield from self.numbers()
-            yield from self.vocabulary()
+            yield from vocabulary_faults(self.header, needed=self.header.architecture in DECODERS)
             yield from self.tensors(self.dimensions())
         except _Fault as fault:
             yield str(fault)
@@ -134,34 +133,6 @@ class _Inspection:
             if self.get("classifier.pooling_type", 1) not in (1, 2):
                 yield f"{self.prefix}classifier.pooling_type is {self.get('classifier.pooling_type')}, must be 1 or 2"
 
-    def vocabulary(self) -> Iterator[str]:
-        metadata = self.header.metadata
-        model = metadata.get("tokenizer.ggml.model")
-        if model in _NO_VOCABULARY and self.header.architecture in CLASSIFIERS:
-            return
-        if model not in ("gpt2", "llama"):
-            raise _Fault(f"tokenizer.ggml.model is '{_short(model)}', must be gpt2 or llama")
-        tokens = metadata.get("tokenizer.ggml.tokens")
-        if not isinstance(tokens, list) or not tokens or not isinstance(tokens[0], bytes):
-            raise _Fault("tokenizer.ggml.tokens is missing or is no list of strings")
-        if duplicates := len(tokens) - len(set(tokens)):
-            yield f"the vocabulary of {len(tokens)} tokens repeats {duplicates} of them"
-        if b"" in tokens:
-            yield f"token {tokens.index(b'')} of the vocabulary is empty"
-        for key, needed in ("token_type", True), ("scores", model == "llama"):
-            values = metadata.get("tokenizer.ggml." + key)
-            if (needed or values is not None) and (not isinstance(values, list) or len(values) != len(tokens)):
-                count = len(values) if isinstance(values, list) else "no"
-                yield f"tokenizer.ggml.{key} has {count} entries for {len(tokens)} tokens"
-        if model == "gpt2" and not isinstance(metadata.get("tokenizer.ggml.merges"), list):
-            yield "tokenizer.ggml.merges is missing"
-        if model == "llama" and (missing := {b"<0x%02X>" % byte for byte in range(256)}.difference(tokens)):
-            yield f"the vocabulary lacks {len(missing)} of the 256 byte tokens"  # tokenizing such a byte aborts
-        for key, value in metadata.items():
-            special = key.startswith("tokenizer.ggml.") and key.endswith("_token_id")
-            if special and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(tokens)):
-                yield f"{key} is {_short(value)}, the vocabulary has {len(tokens)} tokens"
-
     def dimensions(self) -> dict[str, int]:
         """The sizes that the shape tables speak of. _Fault: one is impossible."""
         whole = self.whole
@@ -194,7 +165,7 @@ class _Inspection:
         sizes |= self.feed_forward_dimensions()
         labels = self.get("classifier.output_labels")
         sizes["labels"] = len(labels) if isinstance(labels, list) else 1
-        without_vocabulary = self.header.metadata.get("tokenizer.ggml.model") in _NO_VOCABULARY
+        without_vocabulary = self.header.metadata.get("tokenizer.ggml.model") in NO_VOCABULARY
         tokens = self.header.metadata.get("tokenizer.ggml.tokens")
         sizes["vocab"] = whole("vocab_size") if without_vocabulary or not tokens else len(tokens)
         return sizes

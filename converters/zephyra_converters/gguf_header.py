@@ -66,7 +66,7 @@ _STRING, _ARRAY = 8, 9
 _U32, _U64 = Struct("<I"), Struct("<Q")
 
 _MAX_ENTRIES = 100_000  # key-value pairs, tensors
-_MAX_ITEMS = 4_000_000  # elements of one array
+_MAX_ITEMS = 2_000_000  # elements of all arrays: the largest vocabularies have 1.3 million with their merges
 _MAX_HEADER = 1 << 28
 _FIRST_READ = 1 << 20
 
@@ -96,6 +96,7 @@ class GGUFHeader:
     alignment: int
     metadata: dict[str, Any]
     types: dict[str, int]  # GGUF value type of each key; an array's is 9
+    item_types: dict[str, int]  # GGUF value type of the elements of each array
     tensors: dict[str, TensorInfo]
 
     @property
@@ -147,6 +148,8 @@ class _RunOut(Exception):
 class _Parser:
     def __init__(self, path: Path, size: int, data: bytes) -> None:
         self.path, self.size, self.data, self.at = path, size, data, 0
+        self.items = 0  # of all arrays: in Python each takes up to ten times its place in the file
+        self.item_types: dict[str, int] = {}
 
     def damaged(self, what: str) -> ZephyraError:
         return ZephyraError(
@@ -204,7 +207,7 @@ class _Parser:
         if types.get("general.alignment", 4) != 4 or alignment == 0 or alignment & (alignment - 1):
             raise self.damaged(f"general.alignment is {alignment}, must be a power of two (UINT32)")
         tensors = self.tensors(tensor_count, alignment)
-        return GGUFHeader(self.path, version, self.size, alignment, metadata, types, tensors)
+        return GGUFHeader(self.path, version, self.size, alignment, metadata, types, self.item_types, tensors)
 
     def value(self, key: str, kind: int) -> Any:
         if kind == _STRING:
@@ -220,8 +223,12 @@ class _Parser:
         if code is None and kind != _STRING:
             raise self.damaged(f"the key '{key}' is an array of the unknown type {kind}")
         width = 8 if code is None else _SCALARS[kind].size
-        if count > _MAX_ITEMS or count * width > self.size - self.at:
+        if count * width > self.size - self.at:
             raise self.damaged(f"the key '{key}' claims {count} elements, {self.size - self.at} bytes are left")
+        self.items += count
+        self.item_types[key] = kind
+        if self.items > _MAX_ITEMS:
+            raise self.damaged(f"its metadata has arrays of more than {_MAX_ITEMS} elements in all")
         if code is None:
             return self.string_array(key, count)
         end = self.at + count * width

@@ -11,6 +11,8 @@ from zephyra_cli.pack import Pack, safe_path
 from zephyra_fusion.chat import ZEPHYRA
 from zephyra_fusion.errors import ZephyraError
 
+ROUTER = {"file": "r", "labels": ["sql"], "threshold": 0.5, "max_tokens": 9}
+
 
 def test_a_manifest_is_read_whole(tiny_pack: Path) -> None:
     pack = Pack.read(tiny_pack)
@@ -45,6 +47,16 @@ def test_a_manifest_is_read_whole(tiny_pack: Path) -> None:
         ({"generation": {"temperature": -1.0}}, "temperature is -1.0"),
         ({"files": {"../x": {"sha256": "", "size": 1}}}, "not a plain relative path"),
         ({"files": {"x": {"sha256": "ab"}}}, "files.x.size is missing"),
+        (
+            {"files": {n: {"sha256": "", "size": 1} for n in ("README", "Readme")}},
+            "'README' and 'Readme' differ in upper",
+        ),
+        ({"adapters": {n: {"file": "a.gguf"} for n in ("law", "LAW")}}, "domains 'law' and 'LAW' differ in upper"),
+        ({"adapters": {"-x": {"file": "a.gguf"}}}, "'-x' cannot be the name of a domain"),
+        ({"adapters": {"x" * 65: {"file": "a.gguf"}}}, "cannot be the name of a domain"),
+        ({"router": ROUTER | {"answers": {"sql": "law"}}}, "without an adapter: law"),
+        ({"router": ROUTER | {"newcomers": {"domains": [3]}}}, "newcomers.domains is 3"),
+        ({"router": ROUTER | {"newcomers": {"domains": [{"shares": [1, 2]}]}}}, "2 numbers for 1 labels"),
     ],
 )
 def test_a_wrong_manifest_is_refused(change_pack: Callable[..., Path], keys: dict[str, object], message: str) -> None:
@@ -155,3 +167,25 @@ def test_the_embedded_model_cannot_be_removed(tiny_pack: Path, monkeypatch: pyte
     monkeypatch.setattr(store, "embedded", lambda: tiny_pack)
     with pytest.raises(ZephyraError, match="inside zephyra itself"):
         store.remove("zephyra-nano")
+
+
+def test_a_link_that_leads_out_of_the_pack_is_refused(change_pack: Callable[..., Path], tmp_path: Path) -> None:
+    root = change_pack()
+    outside = tmp_path / "outside.gguf"
+    (root / "base.gguf").rename(outside)
+    (root / "base.gguf").symlink_to(outside)
+    with pytest.raises(ZephyraError, match="leads out of the pack"):
+        Pack.read(root).path("base.gguf")
+    (root / "base.gguf").unlink()
+    (root / "real.gguf").symlink_to("adapters/sql.gguf")
+    assert Pack.read(root).path("real.gguf").is_file()
+
+
+def test_the_hubs_own_cache_may_link_to_its_contents(change_pack: Callable[..., Path], tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "c0ffee"
+    snapshot.parent.mkdir(parents=True)
+    change_pack().rename(snapshot)
+    (snapshot.parent.parent / "blobs").mkdir()
+    (snapshot / "base.gguf").rename(snapshot.parent.parent / "blobs" / "123")
+    (snapshot / "base.gguf").symlink_to("../../blobs/123")
+    assert Pack.read(snapshot).path("base.gguf").is_file()

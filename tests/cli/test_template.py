@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from zephyra_cli import template
@@ -55,6 +57,23 @@ def test_a_template_that_does_not_work_is_refused(source: str, message: str) -> 
     with pytest.raises(ZephyraError, match=message) as error:
         render(source, [HI], {})
     assert "--raw" in (error.value.hint or "")
+
+
+def test_a_template_sees_no_secrets_and_what_it_says_is_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    with pytest.raises(ZephyraError) as error:
+        render("{{ raise_exception('x' * 10**7) }}", [HI], {})
+    assert len(error.value.message) < 500
+    started = []
+    run = template.subprocess.run
+
+    def watched(*arguments: Any, **given: Any) -> Any:
+        started.append(given["env"])
+        return run(*arguments, **given)
+
+    monkeypatch.setattr(template.subprocess, "run", watched)
+    render("{{ messages[0].content }}", [HI], {})
+    assert "HF_TOKEN" not in started[0]
 
 
 def test_a_template_cannot_take_all_memory_or_time(monkeypatch: pytest.MonkeyPatch) -> None:

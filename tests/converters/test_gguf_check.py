@@ -60,10 +60,16 @@ def test_accepts_the_good_ones(tiny_gguf: Path, tiny_router: Path, tiny_adapters
         ({"qwen3.expert_gating_func": 9}, "expert_gating_func is 9"),
         ({"qwen3.attention.key_length_swa": 16}, "window layers have a size of their own"),
         ({"qwen3.attention.causal": False}, "attention.causal must be True"),
-        ({"split.count": 4}, "split over several files"),
+        ({"split.count": 4}, "one of 4 files of a model"),
         ({"tokenizer.ggml.model": "none"}, "tokenizer.ggml.model is 'none'"),
         ({"tokenizer.ggml.tokens": None}, "tokens is missing"),
         ({"tokenizer.ggml.merges": None}, "merges is missing"),
+        ({"tokenizer.ggml.merges": [7, 8]}, "merges is missing or is no list of strings"),
+        ({"tokenizer.ggml.merges": ["a b", "ab"]}, "merge 1 .* is not two texts"),
+        ({"tokenizer.ggml.token_type": [1] * 319 + [6]}, "token 319 is a byte token"),
+        ({"tokenizer.ggml.token_type": [1.0] * 320}, "array of the type 6, must be 5"),
+        ({"tokenizer.ggml.scores": [NAN] * 320}, "entries that are no numbers"),
+        ({"tokenizer.ggml.tokens": [1, 2]}, "no list of strings"),
         ({"tokenizer.ggml.token_type": [1] * 319}, "has 319 entries for 320 tokens"),
         ({"tokenizer.ggml.eos_token_id": 320}, "eos_token_id is 320, the vocabulary has 320"),
         ({"general.alignment": 16}, "alignment is 16"),
@@ -77,6 +83,9 @@ def test_refuses_a_model_by_its_keys(metadata: dict[str, Any], cause: str, make_
 def test_refuses_a_vocabulary_with_repeats(make_gguf: Make, tiny_metadata: dict[str, Any], tmp_path: Path) -> None:
     tokens = list(tiny_metadata["tokenizer.ggml.tokens"])
     tokens[300] = tokens[301]
+    with pytest.raises(ZephyraError, match="320 tokens repeats 1"):
+        check_model(make_gguf(tmp_path / "odd.gguf", {"tokenizer.ggml.tokens": tokens}))
+    tokens[300], tokens[301] = "same\0one", "same\0two"  # C++ reads both up to the zero
     with pytest.raises(ZephyraError, match="320 tokens repeats 1"):
         check_model(make_gguf(tmp_path / "odd.gguf", {"tokenizer.ggml.tokens": tokens}))
 

@@ -1,0 +1,32 @@
+"""Values out of a manifest, each of the kind that is expected or an error that names it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from zephyra_fusion.errors import ZephyraError
+
+T = TypeVar("T")
+
+
+def check(value: Any, kind: type[T], name: str) -> T:
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:  # type(): a bool is no number here
+        raise ZephyraError(f"{name} is {shown(value)}, must be {_WORDS[kind]}")
+    return value
+
+
+def take(values: Mapping[str, Any], key: str, kind: type[T], where: str, default: T | None = None) -> T:
+    if key not in values and default is not None:
+        return default
+    return check(values.get(key), kind, where + key)
+
+
+def shown(value: Any) -> str:
+    text = repr(value)
+    return "missing" if value is None else text if len(text) <= 40 else text[:40] + "…"
+
+
+_WORDS: dict[type, str] = {str: "a text", int: "a whole number", float: "a number", dict: "an object", list: "a list"}
