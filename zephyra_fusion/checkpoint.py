@@ -187,19 +187,18 @@ def read_adapter_config(folder: Path) -> LoraConfig:
     if values.get("bias", "none") != "none":
         raise ZephyraError(f"{folder} trains biases (bias = '{values['bias']}'), which plain LoRA cannot express")
     targets = values.get("target_modules")
-    if not isinstance(targets, list):
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
         raise ZephyraError(f"{folder} has target_modules {targets!r}, must be a list of names")
     layers = values.get("layers_to_transform")
-    return LoraConfig(
-        r=int(values["r"]),
-        lora_alpha=float(values["lora_alpha"]),
-        use_rslora=bool(values.get("use_rslora", False)),
-        target_modules=tuple(sorted(targets)),
-        lora_dropout=float(values.get("lora_dropout", 0.0)),
-        rank_pattern=values.get("rank_pattern") or {},
-        alpha_pattern=values.get("alpha_pattern") or {},
-        layers_to_transform=None if layers is None else tuple([layers] if isinstance(layers, int) else layers),
-    )
+    given: dict[str, Any] = {name: values.get(name) for name in ("r", "lora_alpha", "lora_dropout", "use_rslora")}
+    given |= {name: values.get(name) for name in ("rank_pattern", "alpha_pattern")}
+    given["layers_to_transform"] = [layers] if isinstance(layers, int) else layers
+    try:
+        return LoraConfig(
+            target_modules=tuple(sorted(targets)), **{name: value for name, value in given.items() if value is not None}
+        )
+    except ZephyraError as error:
+        raise ZephyraError(f"{folder}: {error.message}") from None
 
 
 def load_adapter(model: ZephyraFusion, name: str, folder: Path) -> LoraConfig:

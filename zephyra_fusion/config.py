@@ -7,11 +7,22 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from zephyra_fusion.errors import ZephyraError, did_you_mean
-from zephyra_fusion.field_types import at_least_one
+from zephyra_fusion.field_types import at_least_one, said_as
 from zephyra_fusion.layer_config import LayerConfig
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 MOST_LAYERS = 10_000
+DOCUMENTED = {  # our keys: document 000's names
+    "vocab_size": "n_src_vocab",
+    "embedding_size": "d_word_vec",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_head",
+    "head_dim": "d_k",
+    "value_head_dim": "d_v",
+    "hidden_size": "d_model",
+    "intermediate_size": "d_inner",
+    "max_position_embeddings": "n_position",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,31 +67,32 @@ class FusionConfig(LayerConfig):
         `cutoffs` chooses the adaptive input; `pad_token_id` hides that id from attention. Input and output
         share one table where both have it (`d_word_vec == d_model`, no cutoffs).
         """
-        return cls(
-            vocab_size=n_src_vocab,
-            embedding_size=d_word_vec,
-            num_hidden_layers=n_layers,
-            num_attention_heads=n_head,
-            head_dim=d_k,
-            value_head_dim=d_v,
-            hidden_size=d_model,
-            intermediate_size=d_inner,
-            dropout=dropout,
-            attention_dropout=dropout,
-            max_position_embeddings=n_position,
-            cutoffs=cutoffs,
-            pad_token_id=pad_token_id,
-            mask_padding=pad_token_id is not None,
-            tie_word_embeddings=d_word_vec == d_model and not cutoffs,
-            position="sinusoidal",
-            norm="layer",
-            norm_placement="post",
-            final_norm=False,
-            rms_norm_eps=1e-5,
-            feed_forward="mlp",
-            hidden_act="relu",
-            mlp_bias=True,
-        )
+        with said_as(DOCUMENTED):
+            return cls(
+                vocab_size=n_src_vocab,
+                embedding_size=d_word_vec,
+                num_hidden_layers=n_layers,
+                num_attention_heads=n_head,
+                head_dim=d_k,
+                value_head_dim=d_v,
+                hidden_size=d_model,
+                intermediate_size=d_inner,
+                dropout=dropout,
+                attention_dropout=dropout,
+                max_position_embeddings=n_position,
+                cutoffs=cutoffs,
+                pad_token_id=pad_token_id,
+                mask_padding=pad_token_id is not None,
+                tie_word_embeddings=d_word_vec == d_model and not cutoffs,
+                position="sinusoidal",
+                norm="layer",
+                norm_placement="post",
+                final_norm=False,
+                rms_norm_eps=1e-5,
+                feed_forward="mlp",
+                hidden_act="relu",
+                mlp_bias=True,
+            )
 
     def _fill(self) -> Iterator[str]:
         yield from super()._fill()

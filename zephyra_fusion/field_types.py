@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
+
+from zephyra_fusion.errors import ZephyraError
 
 LARGEST = 2**31 - 1  # of a whole number: beyond it no tensor has a dimension
 
@@ -24,8 +28,21 @@ def wrong_types(config: Any) -> dict[str, str]:
     }
 
 
+@contextmanager
+def said_as(names: Mapping[str, str], *, beside: Sequence[str] = ()) -> Iterator[None]:
+    """Complaints about our fields in the words of who called us, `names` by field, with those of their own `beside`."""
+    complaints, hint = list(beside), None
+    try:
+        yield
+    except ZephyraError as error:
+        hint = error.hint
+        complaints.insert(0, re.sub(r"\w+", lambda word: names.get(word[0], word[0]), error.message))
+    if complaints:
+        raise ZephyraError("; ".join(complaints), hint=hint)
+
+
 def at_least_one(value: object) -> bool:
-    return isinstance(value, int) and value >= 1
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _fits(value: object, hint: Any) -> bool:

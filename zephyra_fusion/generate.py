@@ -21,6 +21,8 @@ def prefill(model: ZephyraFusion, prompt: Sequence[int], cache: KVCache, *, chun
 
     Read in chunks, so that memory does not grow with the square of the prompt. ZephyraError: nothing is left to read.
     """
+    if not prompt:
+        raise ZephyraError("the prompt is empty", hint="begin with one token at least")
     unread = list(prompt[cache.offset :])
     if not unread:
         raise ZephyraError("the prompt has no token that is not read yet", hint="rewind the cache by one: cache.trim")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zephyra_fusion.errors import ZephyraError, did_you_mean
+from zephyra_fusion.field_types import at_least_one, wrong_types
 from zephyra_fusion.layers.adapter_fusion import AdapterFusion
 from zephyra_fusion.layers.lora import AdapterMix, LoRALinear, Weight
 from zephyra_fusion.types import check_weights
@@ -32,10 +33,22 @@ class LoraConfig:
     layers_to_transform: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        wrong = [f"r is {r}, a rank is at least 1" for r in (self.r, *self.rank_pattern.values()) if r < 1]
-        for alpha in (self.lora_alpha, *self.alpha_pattern.values()):
-            if not math.isfinite(alpha):
-                wrong.append(f"lora_alpha is {alpha}, must be a finite number")
+        for name in ("target_modules", "layers_to_transform"):  # JSON has no tuples
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        if wrong := list(wrong_types(self).values()):
+            raise ZephyraError("; ".join(wrong))
+        for name, rank in (("r", self.r), *(("rank_pattern", rank) for rank in self.rank_pattern.values())):
+            if not at_least_one(rank):
+                wrong.append(f"{name} is {rank!r}, a rank is at least 1")
+        for alpha in self.alpha_pattern.values():
+            if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+                wrong.append(f"alpha_pattern has {alpha!r}, must be a finite number")
+        for pattern in (*self.rank_pattern, *self.alpha_pattern):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                wrong.append(f"'{pattern}' is no regular expression: {error}")
         if not 0.0 <= self.lora_dropout < 1.0:
             wrong.append(f"lora_dropout is {self.lora_dropout}, must be from 0 to below 1")
         if wrong:
@@ -84,8 +97,9 @@ def add_adapter(model: nn.Module, name: str, config: LoraConfig) -> None:
     missing = [t for t in config.target_modules if not any(n == t or n.endswith("." + t) for n, _ in found)]
     if missing or not found:
         linear = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+        where = "" if config.layers_to_transform is None else f" of layers_to_transform {config.layers_to_transform}"
         raise ZephyraError(
-            f"target_modules {', '.join(missing)} match no layer", hint=f"known: {', '.join(sorted(linear))}"
+            f"target_modules {', '.join(missing)} match no layer{where}", hint=f"known: {', '.join(sorted(linear))}"
         )
     for module_name, module in found:
         if not isinstance(module, LoRALinear):

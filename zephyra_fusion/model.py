@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any, cast, overload
 
 import torch
@@ -19,6 +20,15 @@ from zephyra_fusion.layers.position import POSITIONS
 from zephyra_fusion.layers.static_cache import StaticCache
 
 Masks = Mapping[int | None, Tensor | None]  # by window
+
+
+def _documented(*arguments: Any, **named: Any) -> FusionConfig:
+    try:
+        signature(FusionConfig.documented).bind(*arguments, **named)
+    except TypeError as error:
+        known = list(signature(FusionConfig.documented).parameters)
+        raise ZephyraError(f"ZephyraFusion: {error}", hint=f"a FusionConfig, or {', '.join(known)}") from None
+    return FusionConfig.documented(*arguments, **named)
 
 
 class FusionDecoder(nn.Module):
@@ -68,7 +78,7 @@ class ZephyraFusion(nn.Module):
         given = isinstance(arguments[0] if arguments else None, FusionConfig)
         if given and (named or len(arguments) > 1):
             raise TypeError("ZephyraFusion takes a FusionConfig alone, or the documented arguments")
-        config: FusionConfig = arguments[0] if given else FusionConfig.documented(*arguments, **named)
+        config: FusionConfig = arguments[0] if given else _documented(*arguments, **named)
         self.config = config
         self.gradient_checkpointing = False  # True: layers are computed again in the backward pass to save memory
         self.model = FusionDecoder(config)
@@ -150,10 +160,12 @@ class ZephyraFusion(nn.Module):
     def _check_ids(self, input_ids: Tensor, cache: KVCache | None) -> None:
         if input_ids.dim() != 2 or input_ids.numel() == 0:
             raise ZephyraError(f"token ids are {list(input_ids.shape)}, must be [batch, tokens] and not empty")
+        if input_ids.is_floating_point():
+            raise ZephyraError(f"token ids are {input_ids.dtype}, must be whole numbers")
         check_ids(input_ids, self.config.vocab_size)
         length, limit = input_ids.shape[1], self.config.max_position_embeddings
         if cache is not None:
-            cache.check(length)
+            cache.check(length, input_ids.shape[0])
         elif length > limit:
             raise ZephyraError(f"{length} tokens exceed the context of {limit}")
 
@@ -161,6 +173,8 @@ class ZephyraFusion(nn.Module):
         if positions is None:
             length = input_ids.shape[1]
             return torch.arange(start, start + length, device=input_ids.device).expand(input_ids.shape[0], length)
+        if positions.is_floating_point():
+            raise ZephyraError(f"positions are {positions.dtype}, must be whole numbers")
         if positions.shape != input_ids.shape:
             raise ZephyraError(f"positions are {list(positions.shape)}, must be as the ids: {list(input_ids.shape)}")
         if positions.device.type == "cpu" and not torch.compiler.is_compiling():

@@ -28,7 +28,7 @@ def static_cache(model: ZephyraFusion, capacity: int | None = None, *, compile: 
             hint="model.new_cache() makes a growing cache",
         )
     limit = model.config.max_position_embeddings
-    cache = StaticCache(model.config, capacity or limit, device=weight.device, dtype=weight.dtype)
+    cache = StaticCache(model.config, limit if capacity is None else capacity, device=weight.device, dtype=weight.dtype)
     cache.step = StaticStep(model, cache, compile)
     return cache
 

@@ -93,9 +93,9 @@ class Route:
 def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
     """The weights as a plain dict without zeros; NaN, infinite or negative ones are refused, all at once."""
     wrong = [
-        f"weight of '{name}' is {weight}"
+        f"weight of '{name}' is {weight!r}"
         for name, weight in weights.items()
-        if not math.isfinite(weight) or weight < 0.0 or weight > 100.0
+        if not isinstance(weight, int | float) or not math.isfinite(weight) or weight < 0.0 or weight > 100.0
     ]
     if wrong:
         raise ZephyraError("; ".join(wrong), hint="a weight is a number from 0 to 100, as in law=0.7,code=0.3")

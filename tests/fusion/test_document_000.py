@@ -151,7 +151,7 @@ def test_ids_out_of_range_are_refused(wrong: int) -> None:
 def test_cutoffs_out_of_order_are_refused(cutoffs: list[int]) -> None:
     with pytest.raises(ZephyraError, match="must rise and lie between 0 and num_embeddings 50"):
         AdaptiveInput(50, 32, cutoffs)
-    with pytest.raises(ZephyraError, match="must rise and lie between 0 and vocab_size 50"):
+    with pytest.raises(ZephyraError, match="must rise and lie between 0 and n_src_vocab 50"):
         Modern(50, **SMALL, cutoffs=tuple(cutoffs))
 
 

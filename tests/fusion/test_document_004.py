@@ -129,11 +129,18 @@ def test_state_has_the_documented_layout_and_is_not_changed() -> None:
         assert held["self_attn"]["key"].shape == (2, 2, 16) and held["cross_attn"]["value"].shape == (2, 6, 16)
         assert held["cross_attn"]["key"] is first["layers"][depth]["cross_attn"]["key"], "projected once"
         assert torch.equal(first["layers"][depth]["self_attn"]["key"], before["layers"][depth]["self_attn"]["key"])
+    documented = {"layers": first["layers"]}
+    torch.testing.assert_close(
+        model.forward_one_step(tgt[:, 1:2], memory, documented)[1]["layers"][1]["self_attn"]["key"],
+        second["layers"][1]["self_attn"]["key"],
+    )
     fresh = model.forward_one_step(tgt[:, :1], memory, None)[0]
     assert torch.equal(fresh, model.forward_one_step(tgt[:, :1], memory, {})[0])
-    with pytest.raises(ZephyraError, match=r"begun with a memory of \[2, 6, 16\], now it is \[2, 5, 16\]"):
+    with pytest.raises(
+        ZephyraError, match=r"layers\[0\]\['cross_attn'\]\['key'\] is \[2, 6, 16\], must be \[2, 5, 16\]"
+    ):
         model.forward_one_step(tgt[:, 2:3], memory[:, :5], second)
-    with pytest.raises(ZephyraError, match="must hold position and 2 layers"):
+    with pytest.raises(ZephyraError, match="must hold 2 layers, or be empty"):
         model.forward_one_step(tgt[:, 2:3], memory, {"layers": []})
 
 
@@ -217,13 +224,16 @@ def test_options_act() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"att_type": "prob_sparse"}, "unknown attention 'prob_sparse'"),
-        ({"use_adaptive_ln": "batch"}, "unknown norm 'batch'"),
+        (
+            {"att_type": "prob_sparse"},
+            "unknown att_type 'prob_sparse', known: flash, frequency, sdpa, standard, xformer",
+        ),
+        ({"use_adaptive_ln": "batch"}, "unknown use_adaptive_ln 'batch', known: adaptive, layer, rms"),
         ({"norm_strategy": "sandwich"}, "unknown norm_strategy 'sandwich'"),
         ({"activation": "tanh"}, "unknown activation 'tanh'"),
-        ({"nhead": 3}, "hidden_size is 16, not a multiple of num_attention_heads 3"),
-        ({"use_moe": True, "num_experts": 2, "top_k": 3}, "num_experts_per_tok is 3, must be from 1 to num_experts 2"),
-        ({"num_layers": 0}, "num_layers is 0, must be at least 1"),
+        ({"nhead": 3}, "d_model is 16, not a multiple of nhead 3"),
+        ({"use_moe": True, "num_experts": 2, "top_k": 3}, "top_k is 3, must be from 1 to num_experts 2"),
+        ({"num_layers": 0}, "num_layers is 0, must be a whole number of at least 1"),
         ({"dropout": 1.0}, "dropout is 1.0, must be from 0 to below 1"),
     ],
 )

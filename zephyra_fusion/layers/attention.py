@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from zephyra_fusion.config import DOCUMENTED
+from zephyra_fusion.errors import ZephyraError
+from zephyra_fusion.field_types import said_as
 from zephyra_fusion.layer_config import LayerConfig
 from zephyra_fusion.layers import frequency  # noqa: F401  registers itself
 from zephyra_fusion.layers.cache import LayerCache
@@ -80,21 +83,28 @@ class MultiHeadAttention(Attention):
     """Document 000's attention: separate inputs for queries, keys and values; no norm and no residual inside."""
 
     def __init__(self, n_head: int, d_model: int, d_k: int, d_v: int, dropout: float = 0.1) -> None:
-        config = LayerConfig(
-            hidden_size=d_model,
-            num_attention_heads=n_head,
-            head_dim=d_k,
-            value_head_dim=d_v,
-            intermediate_size=d_model,
-            position="none",
-            attention="standard",
-            attention_dropout=dropout,
-        )
+        with said_as(DOCUMENTED):
+            config = LayerConfig(
+                hidden_size=d_model,
+                num_attention_heads=n_head,
+                head_dim=d_k,
+                value_head_dim=d_v,
+                intermediate_size=d_model,
+                position="none",
+                attention="standard",
+                attention_dropout=dropout,
+            )
         super().__init__(config)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """`q [B, Tq, d_model]`, `k` and `v [B, Tk, d_model]` to `[B, Tq, d_model]`; `mask [Tq, Tk]` or `[B, Tq, Tk]`,
         True = may look."""
+        width = self.q_proj.in_features
+        shapes = [list(x.shape) for x in (q, k, v)]
+        if any(len(x) != 3 or x[0] != shapes[0][0] or x[2] != width for x in shapes) or shapes[1] != shapes[2]:
+            raise ZephyraError(f"q, k and v are {shapes}, must be [batch, steps, {width}], k and v of equal steps")
+        if mask is not None and list(mask.shape[-2:]) != [q.shape[1], k.shape[1]]:
+            raise ZephyraError(f"mask is {list(mask.shape)}, must end in [{q.shape[1]}, {k.shape[1]}]")
         if mask is not None and mask.dim() == 3:
             mask = mask[:, None]
         return self.attend(self.queries(q), self.keys(k), self.values(v), mask, causal=False)

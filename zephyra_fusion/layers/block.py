@@ -7,6 +7,8 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from zephyra_fusion.config import DOCUMENTED
+from zephyra_fusion.field_types import said_as
 from zephyra_fusion.layer_config import LayerConfig
 from zephyra_fusion.layers import moe  # noqa: F401  registers itself
 from zephyra_fusion.layers.attention import Attention
@@ -92,20 +94,21 @@ class ZephyraFusionBlock(DecoderLayer):
     """Document 000's block: post-norm, LayerNorm, ReLU; the layer that `FusionConfig.documented` describes."""
 
     def __init__(self, d_model: int, d_inner: int, n_head: int, d_k: int, d_v: int, dropout: float = 0.1) -> None:
-        config = LayerConfig(
-            hidden_size=d_model,
-            intermediate_size=d_inner,
-            num_attention_heads=n_head,
-            head_dim=d_k,
-            value_head_dim=d_v,
-            dropout=dropout,
-            attention_dropout=dropout,
-            position="none",
-            norm="layer",
-            norm_placement="post",
-            rms_norm_eps=1e-5,
-            feed_forward="mlp",
-            hidden_act="relu",
-            mlp_bias=True,
-        )
+        with said_as(DOCUMENTED):
+            config = LayerConfig(
+                hidden_size=d_model,
+                intermediate_size=d_inner,
+                num_attention_heads=n_head,
+                head_dim=d_k,
+                value_head_dim=d_v,
+                dropout=dropout,
+                attention_dropout=dropout,
+                position="none",
+                norm="layer",
+                norm_placement="post",
+                rms_norm_eps=1e-5,
+                feed_forward="mlp",
+                hidden_act="relu",
+                mlp_bias=True,
+            )
         super().__init__(config)

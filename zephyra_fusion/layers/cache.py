@@ -120,7 +120,11 @@ class KVCache:
     def advance(self, new: int) -> None:
         """`new` positions were written in every layer; these layers count by themselves."""
 
-    def check(self, new: int) -> None:
+    def check(self, new: int, batch: int = 1) -> None:
+        """ZephyraError: no room for `new` tokens, or of another batch than those that it holds."""
+        held = self.layers[0].keys
+        if held is not None and held.shape[0] != batch:
+            raise ZephyraError(f"the cache is of {held.shape[0]} sequences, the batch has {batch}")
         if self.offset + new > self.limit:
             raise ZephyraError(
                 f"{self.offset} cached and {new} new tokens exceed the context of {self.limit}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.layers.block import CrossAttentionLayer
 from zephyra_fusion.layers.cache import LayerCache, causal_mask
-from zephyra_fusion.layers.sequence import SequenceTransformer, keep_mask
+from zephyra_fusion.layers.sequence import SequenceTransformer, check_options, keep_mask
 
 State = dict[str, Any]
 
@@ -26,6 +26,7 @@ class TransformerDecoder(SequenceTransformer):
     def __init__(
         self, input_size: int, output_size: int, informer_like: bool = False, d_model: int = 512, **options: Any
     ) -> None:
+        check_options(options)
         super().__init__(CrossAttentionLayer, input_size, d_model, **options)
         if output_size < 1:
             raise ZephyraError(f"output_size is {output_size}, must be at least 1")
@@ -57,15 +58,14 @@ class TransformerDecoder(SequenceTransformer):
 
         Steps fed one after the other give what `forward` gives for all of them. The state is `{"position": steps so
         far, "layers": [{"self_attn": {"key", "value"}, "cross_attn": {"key", "value"}}, …]}`, one entry a depth,
-        tensors `[B, T, d_model]` (`[B, S, d_model]` across). None and `{}` begin anew. The state given is not changed;
-        `memory` is read in the first step alone, and only checked afterwards.
+        tensors `[B, T, d_model]` (`[B, S, d_model]` across); `position` may be left out. None and `{}` begin anew. The
+        state given is not changed; `memory` is read in the first step alone, and only checked afterwards.
         """
         if self.informer_like:
             raise ZephyraError("an informer_like decoder is not causal, it has no single steps", hint="call it at once")
         self._check(tgt, memory)
-        state = incremental_state or {"position": 0, "layers": [None] * self.num_layers}
-        self._check_state(state, memory)
-        start, length = int(state["position"]), tgt.shape[1]
+        state = incremental_state or {"layers": [None] * self.num_layers}
+        start, length = self._position(state, tgt, memory) if incremental_state else 0, tgt.shape[1]
         seen = keep_mask(memory_mask, memory, "memory_mask")
         mask = causal_mask(length, start + length, window=None, device=tgt.device)
         x = self.embed(tgt, start)
@@ -93,15 +93,30 @@ class TransformerDecoder(SequenceTransformer):
         if memory.dim() != 3 or memory.shape[2] != hidden or memory.shape[0] != tgt.shape[0]:
             raise ZephyraError(f"memory is {list(memory.shape)}, must be [{tgt.shape[0]}, steps, {hidden}]")
 
-    def _check_state(self, state: Mapping[str, Any], memory: Tensor) -> None:
-        if not {"position", "layers"} <= set(state) or len(state["layers"]) != self.num_layers:
-            raise ZephyraError(f"incremental_state must hold position and {self.num_layers} layers, or be empty")
-        for held in state["layers"]:
-            if held and list(held["cross_attn"]["key"].shape) != list(memory.shape):
-                have = list(held["cross_attn"]["key"].shape)
-                raise ZephyraError(
-                    f"incremental_state was begun with a memory of {have}, now it is {list(memory.shape)}"
-                )
+    def _position(self, state: Mapping[str, Any], tgt: Tensor, memory: Tensor) -> int:
+        """How many steps the state holds. ZephyraError: it is not in the documented layout, or of another batch."""
+        layers = state.get("layers")
+        if not isinstance(layers, Sequence) or len(layers) != self.num_layers:
+            raise ZephyraError(f"incremental_state must hold {self.num_layers} layers, or be empty")
+        hidden = self.config.hidden_size
+        lengths = set()
+        for index, held in enumerate(layers):
+            for part, length in (("self_attn", None), ("cross_attn", memory.shape[1])):
+                for name in ("key", "value"):
+                    where = f"incremental_state layers[{index}][{part!r}][{name!r}]"
+                    tensor = held.get(part, {}).get(name) if isinstance(held, Mapping) else None
+                    if not isinstance(tensor, Tensor):
+                        raise ZephyraError(f"{where} is missing", hint="give back what the last step returned")
+                    expected = [tgt.shape[0], tensor.shape[1] if length is None else length, hidden]
+                    if list(tensor.shape) != expected:
+                        raise ZephyraError(f"{where} is {list(tensor.shape)}, must be {expected}")
+                    if length is None:
+                        lengths.add(tensor.shape[1])
+        if len(lengths) != 1 or state.get("position", steps := min(lengths)) != steps:
+            raise ZephyraError(
+                f"incremental_state has position {state.get('position')} and holds {sorted(lengths)} steps"
+            )
+        return int(steps)
 
 
 class StateCache(LayerCache):

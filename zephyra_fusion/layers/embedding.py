@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from zephyra_fusion.config import FusionConfig
 from zephyra_fusion.errors import ZephyraError
+from zephyra_fusion.field_types import at_least_one
 
 
 class AdaptiveInput(nn.Module):
@@ -23,12 +24,15 @@ class AdaptiveInput(nn.Module):
     def __init__(self, num_embeddings: int, embedding_dim: int, cutoffs: Sequence[int], factor: int = 4) -> None:
         super().__init__()
         borders = [0, *cutoffs, num_embeddings]
-        wrong = []
-        if borders != sorted(set(borders)):
+        sizes = {"num_embeddings": num_embeddings, "embedding_dim": embedding_dim, "factor": factor}
+        wrong = [f"{n} is {v!r}, must be a whole number of at least 1" for n, v in sizes.items() if not at_least_one(v)]
+        if not all(isinstance(cutoff, int) for cutoff in cutoffs):
+            wrong.append(f"cutoffs are {list(cutoffs)}, must be whole numbers")
+        elif not wrong and borders != sorted(set(borders)):
             wrong.append(
                 f"cutoffs are {list(cutoffs)}, must rise and lie between 0 and num_embeddings {num_embeddings}"
             )
-        if factor < 1 or embedding_dim < factor ** len(cutoffs):
+        if not wrong and embedding_dim < factor ** len(cutoffs):
             wrong.append(f"embedding_dim {embedding_dim} over factor {factor}, {len(cutoffs)} times, leaves no width")
         if wrong:
             raise ZephyraError("impossible adaptive input: " + "; ".join(wrong))

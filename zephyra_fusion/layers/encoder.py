@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from zephyra_fusion.layers.block import DecoderLayer
-from zephyra_fusion.layers.sequence import SequenceTransformer, keep_mask
+from zephyra_fusion.layers.sequence import SequenceTransformer, check_options, keep_mask
 
 
 class TransformerEncoder(SequenceTransformer):
@@ -15,6 +15,7 @@ class TransformerEncoder(SequenceTransformer):
 
     def __init__(self, input_size: int, d_model: int = 512, **options: Any) -> None:
         # Its layer is the decoder-only model's: what makes a decoder causal is the mask.
+        check_options(options)
         super().__init__(DecoderLayer, input_size, d_model, **options)
 
     def forward(self, src: Tensor, padding_mask: Tensor | None = None) -> Tensor:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional
 
+from zephyra_fusion.errors import ZephyraError
+from zephyra_fusion.field_types import at_least_one
 from zephyra_fusion.layer_config import LayerConfig
 from zephyra_fusion.registry import Registry
 
@@ -49,6 +51,11 @@ class PositionwiseFeedForward(nn.Module):
         self, d_in: int, d_hid: int, dropout: float = 0.1, *, activation: str = "relu", bias: bool = True
     ) -> None:
         super().__init__()
+        widths = {"d_in": d_in, "d_hid": d_hid}
+        if wrong := [
+            f"{n} is {v!r}, must be a whole number of at least 1" for n, v in widths.items() if not at_least_one(v)
+        ]:
+            raise ZephyraError("; ".join(wrong))
         self.up_proj = nn.Linear(d_in, d_hid, bias=bias)
         self.down_proj = nn.Linear(d_hid, d_in, bias=bias)
         self.act = ACTIVATIONS[activation]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from zephyra_fusion.errors import ZephyraError
+from zephyra_fusion.field_types import at_least_one, said_as
 from zephyra_fusion.layer_config import LayerConfig
 from zephyra_fusion.layers.attention import Attention
 from zephyra_fusion.layers.cache import LayerCache
@@ -52,21 +53,31 @@ class TransformerBlock(nn.Module):
         super().__init__()
         if qk_scale != QK_SCALE and not qk_rmsnorm:
             raise ZephyraError(f"qk_scale is {qk_scale}, but qk_rmsnorm is off", hint="give qk_rmsnorm=True with it")
-        config = LayerConfig(
-            hidden_size=dim,
-            num_attention_heads=heads,
-            num_key_value_heads=1,
-            head_dim=dim_head,
-            intermediate_size=ff_mult * dim,
-            attention="flash" if flash_attn else "standard",
-            attention_dropout=attn_dropout,
-            # The normalized vectors have length sqrt(dim_head).
-            attention_scale=qk_scale / dim_head if qk_rmsnorm else None,
-            qk_norm=qk_rmsnorm,
-            position="xpos" if use_xpos and causal else "rope",
-            xpos_scale_base=xpos_scale_base,
-            dropout=ff_dropout,
-        )
+        wrong = [
+            f"{name} is {value!r}, must be a whole number of at least 1"
+            for name, value in (("dim", dim), ("dim_head", dim_head), ("heads", heads), ("ff_mult", ff_mult))
+            if not at_least_one(value)
+        ]
+        if not isinstance(qk_scale, int | float) or not qk_scale > 0:
+            wrong.append(f"qk_scale is {qk_scale!r}, must be a number above 0")
+        if wrong:
+            raise ZephyraError("impossible block: " + "; ".join(wrong))
+        with said_as({"head_dim": "dim_head", "dropout": "ff_dropout", "attention_dropout": "attn_dropout"}):
+            config = LayerConfig(
+                hidden_size=dim,
+                num_attention_heads=heads,
+                num_key_value_heads=1,
+                head_dim=dim_head,
+                intermediate_size=ff_mult * dim,
+                attention="flash" if flash_attn else "standard",
+                attention_dropout=attn_dropout,
+                # The normalized vectors have length sqrt(dim_head).
+                attention_scale=qk_scale / dim_head if qk_rmsnorm else None,
+                qk_norm=qk_rmsnorm,
+                position="xpos" if use_xpos and causal else "rope",
+                xpos_scale_base=xpos_scale_base,
+                dropout=ff_dropout,
+            )
         self.causal = causal
         self.norm = LayerNorm(dim, bias=False)
         self.self_attn = Attention(config)
@@ -85,6 +96,9 @@ class TransformerBlock(nn.Module):
         cache: LayerCache | None = None,
     ) -> Tensor:
         """`x [B, N, dim]`; `mask [B, N]` True = keep, over cached and new positions where there is a `cache`."""
+        width = self.self_attn.q_proj.in_features
+        if x.dim() != 3 or x.shape[1] == 0 or x.shape[2] != width:
+            raise ZephyraError(f"the input is {list(x.shape)}, must be [batch, positions, {width}]")
         start = cache.offset if cache is not None else 0
         end = start + x.shape[1]
         if mask is not None and list(mask.shape) != [x.shape[0], end]:
@@ -148,6 +162,8 @@ def _grown(end: int) -> int:
 
 
 def _four(modules: Sequence[nn.Module] | nn.ModuleList) -> list[nn.Module]:
+    if not isinstance(modules, Sequence | nn.ModuleList) or not all(isinstance(m, nn.Module) for m in modules):
+        raise ZephyraError(f"finetune_modules is {modules!r:.60}, must be four modules: for q, k, v and o")
     if len(modules) != 4:
         raise ZephyraError(f"finetune_modules has {len(modules)} modules, must have four: for q, k, v and o")
     return list(modules)

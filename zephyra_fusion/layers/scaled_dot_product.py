@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.layer_config import LayerConfig
 from zephyra_fusion.registry import Registry
 
@@ -32,6 +33,8 @@ class ScaledDotProductAttention(nn.Module):
 
     def __init__(self, temperature: float, attn_dropout: float = 0.1) -> None:
         super().__init__()
+        if not temperature > 0:
+            raise ZephyraError(f"temperature is {temperature}, must be a number above 0")
         self.temperature = temperature
         self.dropout = nn.Dropout(attn_dropout)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from inspect import signature
 from typing import Any
 
 import torch
@@ -10,14 +11,27 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zephyra_fusion.errors import ZephyraError, did_you_mean
+from zephyra_fusion.field_types import at_least_one, said_as
 from zephyra_fusion.layer_config import LayerConfig
 from zephyra_fusion.layers.block import BaseTransformerLayer
+from zephyra_fusion.layers.feed_forward import ACTIVATIONS
 from zephyra_fusion.layers.moe import MixtureOfExperts, load_balancing_loss
 from zephyra_fusion.layers.norm import NORMS
 from zephyra_fusion.layers.position import Position, SinusoidalPosition
 from zephyra_fusion.layers.scaled_dot_product import ATTENTIONS
 
 PLACEMENTS = {"pre_norm": "pre", "post_norm": "post"}
+_NAMES = {  # our keys: the document's names
+    "hidden_size": "d_model",
+    "hidden_act": "activation",
+    "num_attention_heads": "nhead",
+    "intermediate_size": "dim_feedforward",
+    "num_experts_per_tok": "top_k",
+    "shared_expert_intermediate_size": "moe_shared_size",
+    "frequency_modes": "freq_modes",
+    "rms_norm_eps": "layer_norm_eps",
+    "max_position_embeddings": "max_seq_len",
+}
 
 
 class SequenceTransformer(nn.Module):
@@ -62,13 +76,22 @@ class SequenceTransformer(nn.Module):
         moe_shared_size: int = 0,
     ) -> None:
         super().__init__()
-        if norm_strategy not in PLACEMENTS:
-            raise ZephyraError(f"unknown norm_strategy '{norm_strategy}'", hint=did_you_mean(norm_strategy, PLACEMENTS))
-        for name, value in (("input_size", input_size), ("num_layers", num_layers)):
-            if value < 1:
-                raise ZephyraError(f"{name} is {value}, must be at least 1")
+        wrong = [
+            f"{name} is {value!r}, must be a whole number of at least 1"
+            for name, value in (("input_size", input_size), ("num_layers", num_layers))
+            if not at_least_one(value)
+        ]
+        given = {"att_type": att_type, "use_adaptive_ln": use_adaptive_ln, "activation": activation}
+        given["norm_strategy"] = norm_strategy
+        parts: dict[str, Iterable[str]] = {"att_type": ATTENTIONS, "use_adaptive_ln": NORMS, "activation": ACTIVATIONS}
+        for option, known in {**parts, "norm_strategy": PLACEMENTS}.items():
+            if (chosen := given[option]) is not None and not (isinstance(chosen, str) and chosen in known):
+                wrong.append(f"unknown {option} {chosen!r:.60}, known: {', '.join(sorted(known))}")
+        encoder: object = pos_encoder
+        if encoder is not None and not isinstance(encoder, Position):
+            wrong.append(f"pos_encoder is {pos_encoder!r:.60}, must be a Position")
         if pos_encoder is not None and pos_encoding_scale != 1.0:
-            raise ZephyraError(f"pos_encoding_scale is {pos_encoding_scale}, but pos_encoder has its own scale")
+            wrong.append(f"pos_encoding_scale is {pos_encoding_scale}, but pos_encoder has its own scale")
         kind = "swiglu" if use_swiglu else "mlp"
         experts: dict[str, Any] = {
             "feed_forward": "moe",
@@ -78,25 +101,25 @@ class SequenceTransformer(nn.Module):
             "moe_capacity_factor": moe_capacity_factor,
             "shared_expert_intermediate_size": moe_shared_size,
         }
-        self.config = LayerConfig(
-            hidden_size=d_model,
-            num_attention_heads=nhead,
-            intermediate_size=dim_feedforward,
-            dropout=dropout,
-            attention_dropout=dropout,
-            hidden_act=activation or ("swish" if use_swiglu else "gelu"),
-            attention=att_type,
-            attention_out_bias=True,
-            mlp_bias=True,
-            frequency_modes=freq_modes,
-            rms_norm_eps=layer_norm_eps,
-            norm_placement=PLACEMENTS[norm_strategy],
-            norm=use_adaptive_ln,
-            max_position_embeddings=max_seq_len,
-            position="none",
-            **(experts if use_moe else {"feed_forward": kind}),
-        )
-        ATTENTIONS[att_type]  # an unknown name is an error before anything is built
+        with said_as(_NAMES, beside=wrong):
+            self.config = LayerConfig(
+                hidden_size=d_model,
+                num_attention_heads=nhead,
+                intermediate_size=dim_feedforward,
+                dropout=dropout,
+                attention_dropout=dropout,
+                hidden_act=activation or ("swish" if use_swiglu else "gelu"),
+                attention=att_type,
+                attention_out_bias=True,
+                mlp_bias=True,
+                frequency_modes=freq_modes,
+                rms_norm_eps=layer_norm_eps,
+                norm_placement=PLACEMENTS.get(str(norm_strategy), "pre"),
+                norm=use_adaptive_ln,
+                max_position_embeddings=max_seq_len,
+                position="none",
+                **(experts if use_moe else {"feed_forward": kind}),
+            )
         self.input_size, self.num_layers = input_size, num_layers
         self.use_gradient_checkpointing = use_gradient_checkpointing
         self.input_projection = nn.Linear(input_size, d_model)
@@ -122,6 +145,8 @@ class SequenceTransformer(nn.Module):
         """`x [B, T, input_size]` at positions from `start` on, to `[B, T, d_model]`."""
         if x.dim() != 3 or x.shape[2] != self.input_size or x.shape[1] == 0:
             raise ZephyraError(f"the sequence is {list(x.shape)}, must be [batch, steps, {self.input_size}]")
+        if not x.is_floating_point():
+            raise ZephyraError(f"the sequence is {x.dtype}, must be floating-point numbers")
         end, limit = start + x.shape[1], self.config.max_position_embeddings
         if end > limit:
             raise ZephyraError(f"{end} steps exceed max_seq_len {limit}")
@@ -133,6 +158,13 @@ class SequenceTransformer(nn.Module):
         if self.use_gradient_checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(layer, *arguments, use_reentrant=False)
         return layer(*arguments)
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """ZephyraError: one of them is none of `SequenceTransformer`."""
+    known = [name for name in signature(SequenceTransformer.__init__).parameters if name not in ("self", "layer")]
+    if unknown := sorted(set(options) - set(known)):
+        raise ZephyraError(f"unknown options {', '.join(unknown)}", hint=did_you_mean(unknown[0], known))
 
 
 def keep_mask(mask: Tensor | None, x: Tensor, name: str) -> Tensor | None:
