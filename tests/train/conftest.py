@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from zephyra_fusion.train import stages
+
 WORDS = [
     "find",
     "list",
@@ -58,4 +60,85 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _write(folder / "pretrain" / "books.jsonl.gz", [{"text": words(80) + ". " + words(60) + "."} for _ in range(40)])
     _write(folder / "pretrain" / "valid.jsonl.gz", [{"text": words(90)} for _ in range(8)])
     _write(folder / "router" / "ood_dev.jsonl.gz", [{"prompt": f"play {n} {words(2)}"} for n in range(30)])
+    return folder
+
+
+TOKENIZER = """
+data = "{data}"
+output = "{runs}/tokenizer"
+vocab_size = 320
+[sources]
+"pretrain/books" = 1
+"domains/shell" = 1
+"""
+BASE = """
+data = "{data}"
+output = "{runs}/base"
+tokenizer = "{runs}/tokenizer"
+validation = ["chat"]
+compile = false
+precision = "fp32"
+device = "cpu"
+checkpoint_every = 20
+eval_every = 20
+optimizer = {{ lr = 0.02 }}
+[model]
+hidden_size = 32
+num_hidden_layers = 2
+num_attention_heads = 2
+num_key_value_heads = 1
+intermediate_size = 64
+head_dim = 16
+qk_norm = true
+max_position_embeddings = 64
+[[phases]]
+steps = 40
+sequence_length = 32
+batch_size = 4
+accumulation = 2
+warmup_steps = 2
+mixture = {{ "pretrain/books" = 1, "domains/sql" = 1 }}
+[[phases]]
+steps = 3
+sequence_length = 64
+batch_size = 2
+decay = "linear"
+mixture = {{ "chat" = 1 }}
+"""
+ADAPTER = """
+data = "{data}"
+output = "{runs}/adapters"
+base = "{runs}/base"
+compile = false
+precision = "fp32"
+device = "cpu"
+sequence_length = 32
+batch_size = 8
+warmup_steps = 2
+domains = {{ shell = 40, sql = 3 }}
+lora = {{ r = 8, lora_alpha = 32 }}
+optimizer = {{ matrix_optimizer = "adamw", lr = 0.05 }}
+"""
+ROUTER = """
+data = "{data}"
+output = "{runs}/router"
+tokenizer = "{runs}/tokenizer"
+labels = ["shell", "sql", "none"]
+threshold_set = "router/ood_dev"
+none_sources = {{ chat = 40, "pretrain/books" = 20 }}
+steps = 60
+batch_size = 16
+lr = 0.01
+warmup_steps = 40
+device = "cpu"
+model = {{ hidden_size = 16, num_hidden_layers = 1, num_attention_heads = 2, intermediate_size = 16 }}
+"""
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    for name, text in {"tokenizer": TOKENIZER, "base": BASE, "adapter": ADAPTER, "router": ROUTER}.items():
+        (folder / f"{name}.toml").write_text(text.format(data=data, runs=folder))
+        stages.run(name, folder / f"{name}.toml")
     return folder

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 def train(
     stage: Annotated[
-        Literal["tokenizer", "base", "adapter", "router"],
-        typer.Argument(metavar="tokenizer|base|adapter|router", help="What to train."),
+        Literal["tokenizer", "base", "adapter", "router", "joint"],
+        typer.Argument(metavar="tokenizer|base|adapter|router|joint", help="What to train."),
     ],
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="Data, shape and schedule.")],
     set: Annotated[

@@ -137,11 +137,40 @@ class RouterRecipe:
     seed: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class JointRecipe:
+    """`zephyra train joint`: on from trained adapters and a trained router, one adapter for each of its labels."""
+
+    data: str
+    output: str
+    base: str
+    adapters: str  # folder of PEFT folders, by domain
+    router: str
+    threshold_set: str
+    steps: int = 200
+    routing: float = 1.0  # weight of the router's own loss beside that of the answers
+    chat: bool = True  # the source `chat` is what the label `none` is learned from
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(matrix_optimizer="adamw", lr=0.0003))
+    router_lr: float = 0.0003
+    sequence_length: int = 256
+    batch_size: int = 16
+    accumulation: int = 1
+    warmup_steps: int = 20
+    final_lr: float = 0.05
+    keep_in_domain: float = 0.96
+    eval_every: int = 50
+    checkpoint_every: int = 200
+    precision: str = "fp32"
+    device: str = "auto"
+    seed: int = 0
+
+
 RECIPES: Mapping[str, type[Any]] = {
     "tokenizer": TokenizerRecipe,
     "base": BaseRecipe,
     "adapter": AdapterRecipe,
     "router": RouterRecipe,
+    "joint": JointRecipe,
 }
 
 

@@ -51,14 +51,6 @@ def train_router(recipe: RouterRecipe, resume: bool, report: Report | None) -> P
         if label != NONE
     }
 
-    def collate(texts: Sequence[str]) -> Tensor:
-        """Ids `[B, T]`, -1 where a row has ended."""
-        rows = [truncate(ids, config.max_tokens) or [0] for ids in tokenizer.encode_batch(texts)]
-        ids = np.full((len(rows), max(map(len, rows))), -1, dtype=np.int64)
-        for row, values in zip(ids, rows, strict=True):
-            row[: len(values)] = values
-        return torch.from_numpy(ids)
-
     def prompt(label: str) -> str:
         frames = recipe.frames.get(label, ())
         if frames and chance.random() < recipe.framed:
@@ -69,14 +61,10 @@ def train_router(recipe: RouterRecipe, resume: bool, report: Report | None) -> P
         labels = [chance.randrange(len(recipe.labels) + 1) for _ in range(recipe.batch_size)]
         labels = [min(label, len(recipe.labels) - 1) for label in labels]  # the last one, none, twice as often
         texts = [disturb(prompt(recipe.labels[label]), chance) for label in labels]
-        return collate(texts), torch.tensor(labels)
+        return router_ids(tokenizer, texts, config.max_tokens), torch.tensor(labels)
 
-    def logits(ids: Tensor) -> Tensor:
-        return model(ids.clamp(min=0), ids >= 0)
-
-    @torch.no_grad()
     def predict(texts: Sequence[str]) -> Tensor:
-        return torch.cat([logits(collate(texts[n : n + 64]).to(device)).cpu() for n in range(0, len(texts), 64)])
+        return predicted(model, tokenizer, texts, device)
 
     def evaluate() -> Mapping[str, float]:
         right = [predict(t[:200]).argmax(-1) == recipe.labels.index(label) for label, t in valid.items()]
@@ -86,7 +74,7 @@ def train_router(recipe: RouterRecipe, resume: bool, report: Report | None) -> P
     loop = Loop(
         "router",
         model,
-        lambda ids, labels: functional.cross_entropy(logits(ids), labels),
+        lambda ids, labels: functional.cross_entropy(model(ids.clamp(min=0), ids >= 0), labels),
         make_optimizers(model, optimizer),
         device=device,
         precision=recipe.precision,
@@ -103,18 +91,52 @@ def train_router(recipe: RouterRecipe, resume: bool, report: Report | None) -> P
     )
     loop.run([phase], [draw])
     outside = [line["prompt"] for line in read_lines(source_file(data, recipe.threshold_set))][::2]
-    predictions = {label: predict(texts) for label, texts in held_out.items()}
-    temperature = fit_temperature(predictions, recipe.labels)
-    inside = torch.cat([p for label, p in predictions.items() if label != NONE]) / temperature
-    threshold = pick_threshold(inside, predict(outside) / temperature, recipe.labels, recipe.keep_in_domain)
-    save_router(model, replace(config, temperature=temperature, threshold=threshold), output)
+    save_router(model, calibrated(model, tokenizer, held_out, outside, recipe.keep_in_domain, device), output)
     return output
+
+
+def router_ids(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> Tensor:
+    """Ids `[B, T]`, -1 where a row has ended."""
+    rows = [truncate(ids, max_tokens) or [0] for ids in tokenizer.encode_batch(texts)]
+    ids = np.full((len(rows), max(map(len, rows))), -1, dtype=np.int64)
+    for row, values in zip(ids, rows, strict=True):
+        row[: len(values)] = values
+    return torch.from_numpy(ids)
+
+
+@torch.no_grad()
+def predicted(model: RouterModel, tokenizer: Tokenizer, texts: Sequence[str], device: torch.device) -> Tensor:
+    """Logits `[texts, labels]`."""
+    parts = []
+    for start in range(0, len(texts), 64):
+        ids = router_ids(tokenizer, texts[start : start + 64], model.config.max_tokens).to(device)
+        parts.append(model(ids.clamp(min=0), ids >= 0).cpu())
+    return torch.cat(parts)
+
+
+def calibrated(
+    model: RouterModel,
+    tokenizer: Tokenizer,
+    held_out: Mapping[str, Sequence[str]],
+    outside: Sequence[str],
+    keep: float,
+    device: torch.device,
+) -> RouterConfig:
+    """Its config with temperature and threshold from prompts that it did not learn: of its labels, and of none."""
+    labels = [label for label in model.config.labels if label in held_out]
+    predictions = {label: predicted(model, tokenizer, held_out[label], device) for label in labels}
+    temperature = fit_temperature(predictions, model.config.labels)
+    inside = torch.cat([p for label, p in predictions.items() if label != NONE]) / temperature
+    strange = predicted(model, tokenizer, outside, device) / temperature
+    threshold = pick_threshold(inside, strange, model.config.labels, keep)
+    return replace(model.config, temperature=temperature, threshold=threshold)
 
 
 def fit_temperature(predictions: Mapping[str, Tensor], labels: Sequence[str]) -> float:
     """The T that minimizes the cross-entropy of softmax(logits / T) (Guo et al., arXiv:1706.04599)."""
-    logits = torch.cat([predictions[label] for label in labels])
-    targets = torch.cat([torch.full((len(predictions[label]),), n) for n, label in enumerate(labels)])
+    known = [(n, predictions[label]) for n, label in enumerate(labels) if label in predictions]
+    logits = torch.cat([part for _, part in known])
+    targets = torch.cat([torch.full((len(part),), n) for n, part in known])
     candidates = np.exp(np.linspace(np.log(0.25), np.log(4.0), 200))
     losses = [float(functional.cross_entropy(logits / t, targets)) for t in candidates]
     return float(candidates[int(np.argmin(losses))])

@@ -21,13 +21,14 @@ def run(
     report: Report | None = None,
 ) -> Path:
     """Train `stage` by its recipe; returns the folder that was written."""
-    from zephyra_fusion.train import adapter, base, router
+    from zephyra_fusion.train import adapter, base, joint, router
 
     stages: Mapping[str, Callable[[Any, bool, Report | None], Path]] = {
         "tokenizer": lambda recipe, resume, report: train_tokenizer_stage(recipe),
         "base": base.train_base,
         "adapter": adapter.train_adapters,
         "router": router.train_router,
+        "joint": joint.train_joint,
     }
     if stage not in stages:
         raise ZephyraError(f"unknown training stage '{stage}'", hint=did_you_mean(stage, stages))
