@@ -1,6 +1,7 @@
 """Does a long chat stay as it began? Five hundred turns on a pseudo-terminal.
 
-Most turns are questions; in between the domain is switched and pinned, the last question is edited, asked again or
+The first fifty visit every domain in turn while the conversation fills the context, so that every cache is as large as
+it gets. Then most turns are questions; in between the domain is switched, the last question is edited, asked again or
 taken back, an answer is interrupted, the terminal resized. Afterwards: how much the program's memory has grown since
 turn 50 (Linux), what control sequences the terminal got that are none of the known ones, and which questions the log
 lacks.
@@ -21,6 +22,8 @@ from pathlib import Path
 from pseudo_terminal import Terminal
 from report import Report, progress
 from subject import arguments
+
+from zephyra_cli import store
 
 WARM_TURNS = 50
 AGAIN = "(the last question again)"
@@ -52,9 +55,8 @@ class Soak:
 
     @property
     def growth(self) -> float:
-        """Share by which the memory after the last turns is above that after the first WARM_TURNS of them."""
-        warm = max(self.memory[min(WARM_TURNS, len(self.memory) // 2) :][:5])
-        return max(self.memory[-5:]) / warm - 1
+        """Share by which the memory at the end is above that after WARM_TURNS turns."""
+        return self.memory[-1] / self.memory[min(WARM_TURNS, len(self.memory)) - 1] - 1
 
 
 def main() -> None:
@@ -72,6 +74,10 @@ def main() -> None:
     report.figure("status", "exit status", soak.status, at_most=0)
     for fault in (soak.stray + soak.missing)[:10]:
         print(repr(fault))
+    rows = [
+        [turn, f"{soak.memory[turn] / 1e6:.1f}"] for turn in range(0, len(soak.memory), max(1, options.turns // 10))
+    ]
+    report.table("memory, MB, as the chat went on", ["after", "MB"], rows)
     report.finish(options.json)
 
 
@@ -80,10 +86,15 @@ def run(model: object, turns: int, seed: int, home: Path, *more: str) -> Soak:
     soak, dice = Soak(), random.Random(seed)
     options = ("-m", model, "-n", 40, "-t", 0.8, "--seed", seed, *more)
     environment = {"TERM": "xterm-256color", "ZEPHYRA_HOME": str(home)}
+    domains = ["none", *store.find(str(model), offline=True).adapters]
     with Terminal("chat", *options, size=(80, 24), **environment) as chat:
         chat.sees(PROMPT)
         while len(soak.asked) < turns:
-            _act(chat, soak, dice)
+            if len(soak.asked) < min(WARM_TURNS, turns // 2):
+                _say(chat, f"/domain {domains[len(soak.asked) % len(domains)]}")
+                _act(chat, soak, dice, "ask", domains)
+            else:
+                _act(chat, soak, dice, _kind(soak, dice), domains)
             progress(f"turn {len(soak.asked)} of {turns}")
         soak.status = chat.leaves()
     soak.stray = stray(chat.all)
@@ -99,17 +110,19 @@ def stray(shown: str) -> list[str]:
     return _STRAY.findall(_KNOWN.sub("", shown))
 
 
-def _act(chat: Terminal, soak: Soak, dice: random.Random) -> None:
-    """One thing that a user does, most often a question."""
+def _kind(soak: Soak, dice: random.Random) -> str:
+    """Of the next thing that a user does: most often a question."""
     kind = dice.choices(("ask", "retry", "edit", "undo", "interrupt", "domain", "resize"), (10, 2, 2, 1, 2, 2, 2))[0]
-    if kind in ("retry", "edit", "undo") and soak.standing < 2:
-        kind = "ask"
+    return "ask" if kind in ("retry", "edit", "undo") and soak.standing < 2 else kind
+
+
+def _act(chat: Terminal, soak: Soak, dice: random.Random, kind: str, domains: list[str]) -> None:
     soak.done[kind] += 1
     question = dice.choice(QUESTIONS).replace("{}", str(len(soak.asked)))
     if kind == "resize":
         chat.resize(dice.randint(30, 140), dice.randint(8, 50))
     elif kind == "domain":
-        _say(chat, f"/domain {dice.choice(('auto', 'none', 'shell', 'sql'))}")
+        _say(chat, f"/domain {dice.choice(['auto', 'auto', *domains])}")
     elif kind == "undo":
         soak.standing -= 1
         _say(chat, "/undo")
@@ -123,7 +136,7 @@ def _act(chat: Terminal, soak: Soak, dice: random.Random) -> None:
         soak.asked.append(question)
         soak.standing += kind == "ask"
         _say(chat, question, interrupt=dice.random() * 0.05 if kind == "interrupt" else None)
-    soak.memory.append(chat.resident())
+    soak.memory += [chat.resident()] * (len(soak.asked) - len(soak.memory))
 
 
 def _say(chat: Terminal, line: str, *, interrupt: float | None = None) -> None:

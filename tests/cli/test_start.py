@@ -38,6 +38,20 @@ print(status, *{{name.split(".")[0] for name in sys.modules}}, file=sys.stderr)
     assert set(loaded) & set(HEAVY) == set()
 
 
+def test_the_log_is_not_loaded_before_the_answer(tiny_pack: Path) -> None:
+    code = f"""
+import sys
+from zephyra_cli import app, ui
+write = ui.write
+ui.write = lambda text: (write(text), print("sqlite3" in sys.modules, file=sys.stderr))
+app._run(["generate", "-n", "4", "-m", {str(tiny_pack)!r}, "hello"])
+print("sqlite3" in sys.modules, file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    *during, after = done.stderr.split()
+    assert set(during) == {"False"} and after == "True"
+
+
 def test_one_command_does_not_load_the_others(tiny_pack: Path) -> None:
     code = f"""
 import sys
