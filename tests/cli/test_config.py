@@ -77,6 +77,20 @@ def test_get_prints_the_value_alone(inside: Inside, file: Path) -> None:
     assert inside("config", "path") == (0, f"{file}\n", "")
 
 
+def test_no_option_before_a_subcommand_is_ignored(inside: Inside, file: Path) -> None:
+    for line in (
+        "config --profile fast get seed",
+        "config --json get seed",
+        "templates --json show commit",
+        "models --json show zephyra-nano",
+        "domains -m somewhere remove sql",
+        "log -n 3 search word",
+    ):
+        status, out, err = inside(*line.split())
+        assert (status, out) == (2, "") and "stand behind its name" in err, line
+    assert inside("config", "get", "seed", "--profile", "fast") == (0, "2\n", "")
+
+
 def test_set_and_unset_leave_the_rest_of_the_file_alone(inside: Inside, file: Path) -> None:
     assert inside("config", "set", "seed", "7") == (0, "", "")
     assert file.read_text() == FILE.replace("seed = 1", "seed = 7")

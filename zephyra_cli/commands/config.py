@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zephyra_cli.commands.options import Json, Profile
+from zephyra_cli.commands.options import Json, Profile, subcommand_follows
 from zephyra_cli.complete import setting_names
 
 config = typer.Typer(add_completion=False, rich_markup_mode=None, help="The settings and where each comes from.")
@@ -18,7 +18,7 @@ InProfile = Annotated[str | None, typer.Option("--profile", metavar="NAME", help
 @config.callback(invoke_without_command=True)
 def show(context: typer.Context, profile: Profile = None, json: Json = False) -> None:
     """The settings and where each comes from: default < config.toml < profile < ZEPHYRA_* < options."""
-    if context.invoked_subcommand is not None:
+    if subcommand_follows(context):
         return
     from zephyra_cli import settings, ui
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from zephyra_cli.commands.options import Json, Model
+from zephyra_cli.commands.options import Json, Model, subcommand_follows
 
 if TYPE_CHECKING:
     from zephyra_cli.pack import Pack
@@ -20,7 +20,7 @@ Rank = Annotated[int | None, typer.Option("--rank", metavar="R", help="Highest r
 @domains.callback(invoke_without_command=True)
 def list_domains(context: typer.Context, model: Model = None, json: Json = False) -> None:
     """List the specialists of a model."""
-    if context.invoked_subcommand is not None:
+    if subcommand_follows(context):
         return
     from zephyra_cli import ui
 

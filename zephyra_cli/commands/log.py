@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from zephyra_cli.commands.options import Json
+from zephyra_cli.commands.options import Json, subcommand_follows
 
 if TYPE_CHECKING:
     from zephyra_cli.conversations import Conversations, Kept
@@ -20,7 +20,7 @@ Count = Annotated[int, typer.Option("--count", "-n", metavar="N", min=0, help="A
 @log.callback(invoke_without_command=True)
 def list_log(context: typer.Context, count: Count = 20, json: Json = False) -> None:
     """What was asked and answered, the latest last: chats, and what `generate` answered."""
-    if context.invoked_subcommand is not None:
+    if subcommand_follows(context):
         return
     from dataclasses import asdict
 

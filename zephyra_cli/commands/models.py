@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zephyra_cli import complete
-from zephyra_cli.commands.options import Json
+from zephyra_cli.commands.options import Json, subcommand_follows
 
 if TYPE_CHECKING:
     from zephyra_cli.store import Installed
@@ -23,7 +23,7 @@ Name = Annotated[
 @models.callback(invoke_without_command=True)
 def list_models(context: typer.Context, json: Json = False) -> None:
     """The models that are installed."""
-    if context.invoked_subcommand is not None:
+    if subcommand_follows(context):
         return
     from zephyra_cli import download, store, ui
     from zephyra_fusion.errors import ZephyraError

@@ -103,3 +103,13 @@ SETTINGS = frozenset(
     + ("stats", "offline", "log", "plain", "profile")
 )
 """Options that are settings too, and the profile, which is a set of them."""
+
+
+def subcommand_follows(context: typer.Context) -> bool:
+    """Whether a subcommand does the work. Options that stand before its name would be ignored: wrong usage."""
+    if context.invoked_subcommand is None:
+        return False
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    if any(source is not None and source.name == "COMMANDLINE" for source in sources.values()):
+        raise typer.BadParameter(f"options of '{context.invoked_subcommand}' stand behind its name")
+    return True

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zephyra_cli.commands.options import Domain, Json, Prompt, System, Temperature
+from zephyra_cli.commands.options import Domain, Json, Prompt, System, Temperature, subcommand_follows
 from zephyra_cli.complete import template_names
 
 templates = typer.Typer(add_completion=False, rich_markup_mode=None, help="Stored prompts for zephyra generate -T.")
@@ -17,7 +17,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="A template's name.", 
 @templates.callback(invoke_without_command=True)
 def list_templates(context: typer.Context, json: Json = False) -> None:
     """Stored prompts for zephyra generate -T."""
-    if context.invoked_subcommand is not None:
+    if subcommand_follows(context):
         return
     from zephyra_cli import prompt_template, ui
     from zephyra_fusion.errors import ZephyraError
