@@ -73,7 +73,19 @@ FLOORS = [
     {"session", "openai", "worker", "evaluation", "speed"},
     {"follow", "progress", "ui", "batch_file"},
     {"batch"},
-    {"disk", "download", "hub", "install", "model_card", "pull", "pull_adapter", "push", "quantization", "store"}
+    {
+        "disk",
+        "download",
+        "hollow",
+        "hub",
+        "install",
+        "model_card",
+        "pull",
+        "pull_adapter",
+        "push",
+        "quantization",
+        "store",
+    }
     | {"complete", "replay"},
     {"pack_change", "specialists"},
     {"proposal", "shell_keys"},

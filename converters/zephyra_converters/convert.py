@@ -30,7 +30,7 @@ from zephyra_converters.peft import read_peft
 from zephyra_converters.quantize import Quantization
 from zephyra_converters.report import Part, Report
 from zephyra_converters.router import MODEL_TYPE, ROUTER_TYPES, read_router
-from zephyra_converters.sizes import planned_size
+from zephyra_converters.sizes import memory_needed, planned_size, sizes_by_type
 from zephyra_converters.staging import check_target, staged
 from zephyra_converters.verify import Proof
 from zephyra_fusion.errors import ZephyraError
@@ -118,6 +118,7 @@ def convert(source: Path, target: Path | None = None, options: Options | None = 
         parts=tuple(parts),
         warnings=tuple(warnings),
         dry_run=options.dry_run,
+        sizes=_sizes(source) if options.dry_run and options.to == "gguf" and kind in ("base", "pack") else {},
         elapsed_ms=(time.perf_counter() - started) * 1000,
     )
 
@@ -129,6 +130,13 @@ def read_base(source: Path) -> Checkpoint:
     if (source / "zephyra.json").is_file():
         return read_gguf(source / _base_file(source))
     return read_hf(source)
+
+
+def _sizes(source: Path) -> dict[str, tuple[int, int]]:
+    """Of the base in every type: bytes of the file, bytes of memory to run it."""
+    checkpoint = read_base(source)
+    sizes = sizes_by_type(plan_gguf(checkpoint))
+    return {name: (size, memory_needed(checkpoint.config, size)) for name, size in sizes.items()}
 
 
 def _base_file(pack: Path) -> str:

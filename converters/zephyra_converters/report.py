@@ -43,6 +43,7 @@ class Report:
     parts: tuple[Part, ...]
     warnings: tuple[str, ...] = ()
     dry_run: bool = False
+    sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # dry run of a base: by type, bytes and memory
     elapsed_ms: float = 0.0
 
     @property
@@ -58,5 +59,6 @@ class Report:
             "bytes": self.bytes,
             "parts": [part.to_dict() for part in self.parts],
             "warnings": list(self.warnings),
+            "sizes": {name: {"bytes": size, "memory": memory} for name, (size, memory) in self.sizes.items()},
             "elapsed_ms": round(self.elapsed_ms, 1),
         }

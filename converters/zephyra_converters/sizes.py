@@ -1,4 +1,4 @@
-"""How large a base will be in each type, and whether it fits this machine: from the headers alone, exactly.
+"""How large a base will be in each type, exactly, and what memory it takes to run: from the headers alone.
 
 llama.cpp's own quantizer decides over a file of the right header and no data, so mixtures and fallbacks are its own.
 """
@@ -18,6 +18,7 @@ from zephyra_converters.quantize import QUANTIZATIONS, UNQUANTIZED, Quantization
 from zephyra_fusion.config import SLIDING, FusionConfig
 
 _ALIGNMENT = 32
+TOKENS = 4096  # of a context that memory is estimated for
 _GRAPH = 64 * 2**20  # bytes: what a context takes beside its cache, roughly
 
 
@@ -36,25 +37,14 @@ def sizes_by_type(plan: GGUFPlan) -> dict[str, int]:
         return sizes
 
 
-def memory_needed(config: FusionConfig, file_bytes: int, tokens: int | None = None) -> int:
-    """Bytes that running the file takes: weights, a 16-bit cache of `tokens` (None: the model's whole context)."""
-    length = tokens or config.max_position_embeddings
+def memory_needed(config: FusionConfig, file_bytes: int) -> int:
+    """Bytes that running the file takes: weights, and a 16-bit cache of `TOKENS` tokens or the model's context."""
+    length = min(TOKENS, config.max_position_embeddings)
     width = (config.num_key_value_heads or 0) * (config.head_dim or 0)
     cached = 0
     for kind in config.layer_types or ():
         cached += min(length, config.sliding_window or length) if kind == SLIDING else length
     return file_bytes + 2 * 2 * width * cached + _GRAPH
-
-
-def machine_memory() -> int | None:
-    """Bytes of memory of this machine, or of the container that we are in; None where the system does not say."""
-    limits = []
-    try:
-        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError, AttributeError):
-        pass
-    return min(limits, default=None)
 
 
 def _size(plan: GGUFPlan, wanted: Quantization, folder: Path) -> tuple[int, dict[str, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,7 +17,11 @@ if TYPE_CHECKING:
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="A checkpoint, adapter, router or pack folder, or a .gguf file.")
+        Path,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A checkpoint, adapter, router or pack folder, or a .gguf file; with --dry-run also hf:owner/name.",
+        ),
     ],
     target: Annotated[
         Path | None,
@@ -77,19 +82,20 @@ def convert(
     To GGUF, or from GGUF back to Hugging Face's format.
     """
     from zephyra_cli import ui
+    from zephyra_cli.devices import usable_memory
     from zephyra_cli.progress import Progress
     from zephyra_converters.convert import Options
     from zephyra_converters.convert import convert as run
 
     adapters = _adapters(adapter or ())
-    with Progress(bytes=True) as progress:
+    with Progress(bytes=True) as progress, ExitStack() as remote:
         options = Options(
             quantization=quantize,
             tensor_types=tensor_type or (),
             calibration=calibration,
             verify_text=verify_text,
             to=to,
-            base=base,
+            base=_local(base, dry_run, remote) if base is not None else None,
             adapters=adapters,
             router=router,
             name=name,
@@ -98,13 +104,15 @@ def convert(
             force=force,
             progress=progress,
         )
-        report = run(source, target, options)
+        report = run(_local(source, dry_run, remote), target, options)
     if json:
-        ui.write_json(report.to_dict())
+        ui.write_json({**report.to_dict(), "source": str(source), "machine_memory": usable_memory()})
         return
     for warning in report.warnings:
         ui.note(f"warning: {warning}")
     ui.write(ui.table([_HEAD, *(_row(report, part) for part in report.parts)], right=(3, 4)))
+    if report.sizes:
+        _write_sizes(report, usable_memory())
     for part in report.parts:
         if part.calibration:
             ui.note(f"{part.file}: importance matrix from {part.calibration}")
@@ -114,6 +122,29 @@ def convert(
                 f"{text.text_kl_divergence:.2g} on {text.text_tokens} tokens of {verify_text}"
             )
     ui.note(f"{'would write' if dry_run else 'wrote'} {report.target}")
+
+
+def _local(path: Path, dry_run: bool, opened: ExitStack) -> Path:
+    """The path itself; of what is on the hub, a folder without its weights."""
+    if not str(path).startswith("hf:"):
+        return path
+    if not dry_run:
+        raise ZephyraError(
+            f"'{path}' is on the hub", hint=f"--dry-run looks at it there; zephyra pull {path} fetches it"
+        )
+    from zephyra_cli.hollow import hollow_folder
+
+    return opened.enter_context(hollow_folder(str(path)))
+
+
+def _write_sizes(report: Report, memory: int) -> None:
+    from zephyra_cli import ui
+
+    rows = [("type", "bytes", "memory to run", "fits")]
+    for name, (size, needed) in report.sizes.items():
+        rows.append((name, str(size), str(needed), "yes" if needed <= memory else "no"))
+    ui.write("\n" + ui.table(rows, right=(1, 2)))
+    ui.note(f"this machine has {memory} bytes of memory; counted is a context of at most 4,096 tokens")
 
 
 _HEAD = ("file", "architecture", "type", "parameters", "bytes", "verified")

@@ -1,0 +1,63 @@
+"""A repository on the hub as a local folder without weights: enough to say what a conversion of it would do.
+
+Configs and vocabularies come whole; of every safetensors file comes the header, and the rest is a hole of its size.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from zephyra_cli.download import beginning
+from zephyra_cli.hub import Reference, RemoteFile, Repository, look_up
+from zephyra_fusion.errors import ZephyraError
+
+_WHOLE = (".json", ".jinja", "tokenizer.model")
+_LARGEST = 2**27  # bytes of a file that comes whole
+_MOST_SHARDS = 2000
+
+
+@contextmanager
+def hollow_folder(text: str) -> Iterator[Path]:
+    """The folder of `hf:owner/name[@revision]`, for as long as it is looked at.
+
+    ZephyraError: it holds no checkpoint and no adapter, or only pickles, whose headers cannot be read from afar.
+    """
+    reference = Reference.parse(text)
+    repository = look_up(reference)
+    here = {name: file for name, file in repository.files.items() if "/" not in name}
+    shards = [file for name, file in here.items() if name.endswith(".safetensors")]
+    if "config.json" not in here and "adapter_config.json" not in here or reference.part:
+        raise ZephyraError(
+            f"'{text}' is no checkpoint and no adapter", hint="`zephyra pull` takes what is GGUF already"
+        )
+    if not 0 < len(shards) <= _MOST_SHARDS:
+        raise ZephyraError(
+            f"'{repository.name}' has {len(shards)} safetensors files: nothing can be read of its weights from afar",
+            hint="fetch it and give the folder",
+        )
+    with tempfile.TemporaryDirectory(prefix="zephyra-") as scratch:
+        folder = Path(scratch) / repository.name.split("/")[1]
+        folder.mkdir()
+        for name, file in here.items():
+            if name.endswith(_WHOLE):
+                (folder / name).write_bytes(_whole(repository, file))
+        for file in shards:
+            data = beginning(repository, file, _has_header)
+            (folder / file.name).write_bytes(data)
+            os.truncate(folder / file.name, file.size)
+        yield folder
+
+
+def _whole(repository: Repository, file: RemoteFile) -> bytes:
+    if file.size > _LARGEST:
+        raise ZephyraError(f"'{file.name}' of '{repository.name}' has {file.size} bytes, which is no config")
+    return beginning(repository, file, lambda data: False)
+
+
+def _has_header(data: bytes) -> bool:
+    return len(data) >= 8 and len(data) >= 8 + struct.unpack("<Q", data[:8])[0]
