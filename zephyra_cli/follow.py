@@ -30,7 +30,7 @@ def follow(
     interruption: KeyboardInterrupt | None = None  # to be thrown into the events
     stopped: KeyboardInterrupt | None = None
     failure: ZephyraError | OSError | None = None
-    with Waiting("reading the prompt" if streams else "answering", plain=plain) as waiting:
+    with Waiting("reading the prompt" if streams else "answering", silent=plain) as waiting:
         while True:
             try:
                 event = next(events, None) if interruption is None else events.throw(interruption)

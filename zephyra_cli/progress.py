@@ -82,12 +82,12 @@ class Progress:
 class Waiting:
     """Says on a terminal what takes longer than a second, and for how long already; `end` takes the line away.
 
-    `plain`: not where a line that changes would be read out again and again.
+    `silent`: where a line that changes would be read out again and again, or there is nothing to wait for.
     """
 
-    def __init__(self, text: str, *, plain: bool = False) -> None:
+    def __init__(self, text: str, *, silent: bool = False) -> None:
         self._thread = None
-        if ui.fancy(sys.stderr) and not plain:
+        if ui.fancy(sys.stderr) and not silent:
             import threading
 
             self._text, self._over = visible(text), threading.Event()

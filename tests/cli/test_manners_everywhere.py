@@ -152,7 +152,7 @@ def test_a_name_in_a_gguf_is_not_executed(make_gguf: Callable[..., Path], tmp_pa
 WAIT = """
 import sys, time
 from zephyra_cli.progress import Waiting
-with Waiting("loading \\x1b[31m", plain="plain" in sys.argv):
+with Waiting("loading \\x1b[31m", silent="plain" in sys.argv):
     time.sleep(float(sys.argv[1]))
 print("answer")
 """
@@ -169,6 +169,17 @@ def test_what_takes_longer_than_a_second_is_said_and_taken_away() -> None:
     for seconds, environment in ((0.1, {"TERM": "xterm"}), (1.1, {"TERM": "dumb"}), (1.1, {"NO_COLOR": "1"})):
         with Terminal([*command, seconds], environment=environment) as terminal:
             assert terminal.end() == 0 and terminal.shown == "answer\r\n"
+
+
+def test_a_slow_writer_on_standard_input_is_waited_for_in_words(tiny_pack: Path) -> None:
+    reading, writing = os.pipe()
+    command = [*PROGRAM, "generate", "-m", tiny_pack, "-n", 2]
+    with Terminal(command, environment={"TERM": "xterm"}, stdin=reading) as terminal:
+        os.close(reading)
+        terminal.until("reading standard input … 1 s")
+        os.write(writing, b"hello")
+        os.close(writing)
+        assert terminal.end() == 0 and terminal.shown.count("\r\x1b[K") >= 2
 
 
 FOLLOW = """

@@ -75,7 +75,8 @@ def test_what_is_missing_is_said(
     assert (status, out) == (1, "") and message in err and hint in err
 
 
-def test_a_value_without_a_template_is_wrong_usage(inside: Inside) -> None:
+def test_wrong_usage(inside: Inside, stored: Path) -> None:
+    assert inside("generate", "--raw", "-T", "mine", "-p", "what=a", "x")[0] == 2
     assert inside("generate", "-p", "a=b", "hi")[0] == 2
 
 

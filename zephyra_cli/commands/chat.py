@@ -95,7 +95,7 @@ def chat(
     if model is None and (before := _model_of(kept)) is not None:
         chosen = replace(chosen, model=before)
     pack = store.find(chosen.model, offline=chosen.offline)
-    with Waiting(f"loading {pack.name}", plain=chosen.plain):
+    with Waiting(f"loading {pack.name}", silent=chosen.plain):
         engine = Engine.open(pack, chosen)
     session = Session(
         engine=engine,

@@ -137,6 +137,8 @@ def generate(
         from zephyra_cli import prompt_template
 
         stored = prompt_template.find(template).bind(prompt_template.parse_values(set or ()))
+        if raw and "system" in stored.settings:
+            raise typer.BadParameter(f"--raw has no place for the system prompt of template '{stored.name}'")
     chosen = settings.load(stored.over(options) if stored else options)
     pack = store.find(chosen.model, offline=chosen.offline)
     params = structured(chosen.sampling(pack.generation), schema, grammar)
@@ -145,10 +147,11 @@ def generate(
         base = Request(messages=system_first, params=params, raw=raw, domain=chosen.domain, stop=tuple(stop or ()))
         _answer_many(pack, chosen, base, input, output)
         return
-    text = read_prompt(prompt, file or (), optional=stored is not None and not stored.takes_input)
+    with Waiting("reading standard input", silent=chosen.plain or prompt is not None or bool(file)):
+        text = read_prompt(prompt, file or (), optional=stored is not None and not stored.takes_input)
     question = Message("user", stored.render(text) if stored else text)
     messages = (question,) if raw or not chosen.system else (Message("system", chosen.system), question)
-    with Waiting(f"loading {pack.name}", plain=chosen.plain):
+    with Waiting(f"loading {pack.name}", silent=chosen.plain):
         engine = Engine.open(pack, chosen)
     request = Request(messages=messages, params=params, raw=raw, domain=chosen.domain, stop=tuple(stop or ()))
     show = _show_json if json else _show_json_lines if stream_json else _show_code if extract else show_text

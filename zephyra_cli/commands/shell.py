@@ -75,11 +75,12 @@ def shell(
     chosen = settings.load(options)
     pack = store.find(chosen.model, offline=chosen.offline)
     params = chosen.sampling(pack.generation)
-    question = Message("user", read_prompt(prompt, file or ()))
+    with Waiting("reading standard input", silent=chosen.plain or prompt is not None or bool(file)):
+        question = Message("user", read_prompt(prompt, file or ()))
     trained = SPECIALIST in pack.adapters  # on bare requests: a system prompt would only be new to it
     system = chosen.system or (None if trained else _system())
     messages = (Message("system", system), question) if system else (question,)
-    with Waiting(f"loading {pack.name}", plain=chosen.plain):
+    with Waiting(f"loading {pack.name}", silent=chosen.plain):
         engine = Engine.open(pack, chosen)
     who = chosen.domain or (SPECIALIST if trained else None)
     answers: list[Answer] = []
