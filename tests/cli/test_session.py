@@ -93,7 +93,7 @@ def test_a_change_needs_the_margin(lead: float, who: str) -> None:
 
 def test_a_change_that_reads_much_again_needs_more() -> None:
     route = Route(domain="shell", weights={"shell": 1.0}, probabilities={"shell": 0.7, "sql": 0.3})
-    policy = SwitchPolicy(margin=0.3, price=0.05)
+    policy = SwitchPolicy(margin=0.3, price=0.1)
     costs = {"shell": 3000, "sql": 20}
     dear = policy.decide(route, "sql", lambda weights: costs[next(iter(weights))])
     assert dear.weights == {"sql": 1.0} and dear.reread_tokens == 0 and "would read 2980 tokens again" in dear.reason
