@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ def record(answer: Answer, pack: Pack, turns: Sequence[int] | None) -> dict[str,
         "root": str(pack.root.absolute()),
         "library": _library(answer.backend),
         "processor": cpu_model(),
+        "device": answer.device,
         "cached_tokens": answer.usage.cached_tokens,
     }
     if not pack.files:
@@ -74,7 +76,14 @@ def open_engine(kept: Kept, pack: Pack) -> Engine:
     values = kept.replay
     kv_type = str(values.get("kv_type", "f16"))
     # A draft changes no text, but how many tokens are decoded at once decides the last bits of a logit.
-    settings = Settings(context=int(values["context"]), threads=int(values["threads"]), kv_type=kv_type, draft="none")
+    settings = Settings(
+        backend=str(values["backend"]),
+        device=str(values["device"]),
+        context=int(values["context"]),
+        threads=int(values["threads"]),
+        kv_type=kv_type,
+        draft="none",
+    )
     return Engine.open(pack, settings)
 
 
@@ -155,24 +164,22 @@ def _library(backend: str) -> str:
         return backend
 
 
-_known: dict[tuple[str, int, int], str] = {}
-
-
 def _samples(path: Path) -> str:
-    """SHA-256 of a file's size, its first bytes and pieces evenly spread: reading all of it would take seconds.
+    """SHA-256 of a file's size and pieces of it, evenly spread: reading all would take seconds. Of a folder: of all its
+    files."""
+    digest = hashlib.sha256()
+    for part in sorted(part for part in path.iterdir() if part.is_file()) if path.is_dir() else [path]:
+        status = part.stat()
+        digest.update(_sampled(part, status.st_size, status.st_mtime_ns))
+    return digest.hexdigest()
 
-    Of a folder, what that gives for its files by name, together.
-    """
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.is_file())
-        return hashlib.sha256("\n".join(f"{file.name} {_samples(file)}" for file in files).encode()).hexdigest()
-    status = path.stat()
-    key = (str(path), status.st_size, status.st_mtime_ns)
-    if key not in _known:
-        digest = hashlib.sha256(str(status.st_size).encode())
-        with path.open("rb") as file:
-            for sample in range(_SAMPLES):
-                file.seek(max(0, status.st_size - _SAMPLE) * sample // (_SAMPLES - 1))
-                digest.update(file.read(_SAMPLE))
-        _known[key] = digest.hexdigest()
-    return _known[key]
+
+@lru_cache(maxsize=256)
+def _sampled(path: Path, size: int, changed: int) -> bytes:
+    """`changed`: when, in nanoseconds, so that a chat looks once and not at every turn."""
+    digest = hashlib.sha256(f"{path.name} {size}".encode())
+    with path.open("rb") as file:
+        for sample in range(_SAMPLES):
+            file.seek(max(0, size - _SAMPLE) * sample // (_SAMPLES - 1))
+            digest.update(file.read(_SAMPLE))
+    return digest.digest()

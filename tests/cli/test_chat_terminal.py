@@ -123,3 +123,21 @@ def test_a_setting_makes_it_plain(tiny_pack: Path) -> None:
         chat.sees("auto> ")
         assert chat.leaves() == 0
     assert "\x1b" not in chat.all and os.environ.get("ZEPHYRA_PLAIN") is None
+
+
+def test_hostile_titles_are_shown_not_executed(tiny_pack: Path, zephyra: Run) -> None:
+    title = "a \x1b]0;owned\x07title \u202ebackwards"
+    zephyra("generate", "-m", tiny_pack, "-n", 1, title)
+    zephyra("chat", "-m", tiny_pack, "-n", 1, stdin=title.encode() + b"\n")
+    for arguments in (
+        ("log",),
+        ("log", "show", "1"),
+        ("log", "search", "owned"),
+        ("chat", "--list"),
+        ("log", "show", "2.1"),
+    ):
+        with Terminal(*arguments, size=(80, 24), **XTERM) as terminal:
+            terminal.sees(r"title")
+            assert terminal.leaves() == 0
+        assert "\\x1b]0;owned\\x07" in terminal.all and "\\u202e" in terminal.all
+        assert not set(re.findall(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e]", terminal.all)) - {"\r", "\n"}
