@@ -29,12 +29,17 @@ def link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:
-        place = target.with_name(f"{target.name}.{os.getpid()}.copy")
-        try:
-            shutil.copyfile(source, place)
-            os.replace(place, target)
-        finally:
-            place.unlink(missing_ok=True)
+        copy(source, target)
+
+
+def copy(source: Path, target: Path) -> None:
+    """The same bytes once more, whole under the name or not at all."""
+    place = target.with_name(f"{target.name}.{os.getpid()}.copy")
+    try:
+        shutil.copyfile(source, place)
+        os.replace(place, target)
+    finally:
+        place.unlink(missing_ok=True)
 
 
 class Busy(Exception):

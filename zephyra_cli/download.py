@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from zephyra_cli.disk import Busy, digest, link, lock, writable
+from zephyra_cli.disk import Busy, copy, digest, link, lock, writable
 from zephyra_cli.hub import TIMEOUT_S, Patience, Reference, RemoteFile, Repository, explained, patiently
 from zephyra_cli.settings import home
 from zephyra_fusion.errors import ZephyraError
@@ -259,7 +259,7 @@ def _run(contents: Collection[Content], progress: Progress) -> None:
 
 
 def _reuse(content: Content, repository: Repository, here: Mapping[str, Path]) -> bool:
-    """Link (or copy) what this machine has already: in another model, or in huggingface-hub's cache."""
+    """Link what this machine has already, in another model or in huggingface-hub's cache; copy it from elsewhere."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
@@ -267,7 +267,9 @@ def _reuse(content: Content, repository: Repository, here: Mapping[str, Path]) -
     for path in (here.get(content.file.digest), cache / content.file.digest.removeprefix("git:")):
         sized = path and path.is_file() and path.stat().st_size == content.file.size
         if path and sized and digest(path, content.file.digest) == content.file.digest:
-            link(path.resolve(), content.path)
+            real = path.resolve()
+            ours = real.is_relative_to(home().resolve()) or path == cache / path.name
+            (link if ours else copy)(real, content.path)  # whoever owns another file may write into it
             return True
     return False
 

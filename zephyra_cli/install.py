@@ -139,10 +139,9 @@ def _settle(path: Path, target: Path, *, last: bool) -> None:
 
 def recover() -> None:
     """Finish what a killed installation left: the old folder gets its name back if the new one has not got it."""
-    left = [path for kind in ("models", "adapters") for path in (home() / kind).glob(".*") if path.suffix in _STEPS]
-    if left:
+    if _steps():
         with writable(home()), lock(folder() / "install.lock", lambda text: None):
-            for path in left:
+            for path in _steps():  # nobody is installing now: what is there was left
                 root = path.with_name(path.name[1 : -len(path.suffix)])
                 if path.suffix == ".old" and path.exists() and not root.exists():
                     os.rename(path, root)
@@ -150,7 +149,10 @@ def recover() -> None:
                     _drop(path)
 
 
-_STEPS = (".new", ".old")
+def _steps() -> list[Path]:
+    """Folders of installations that are under way or were broken off."""
+    folders = (path for kind in ("models", "adapters") for path in (home() / kind).glob(".*"))
+    return [path for path in folders if path.suffix in (".new", ".old")]
 
 
 def _drop(path: Path) -> None:
