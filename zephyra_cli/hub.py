@@ -92,9 +92,15 @@ def look_up(reference: Reference) -> Repository:
         )
 
     with explained(reference):
-        info = patiently(ask, attempts=3)
-    card = info.card_data.to_dict() if info.card_data else {}
-    files = {file.name: file for file in map(_remote_file, info.siblings or ())}
+        try:
+            info = patiently(ask, attempts=3)
+            card = info.card_data.to_dict() if info.card_data else {}
+            files = {file.name: file for file in map(_remote_file, info.siblings or ())}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:  # huggingface-hub believes what it reads
+            raise ZephyraError(
+                f"what '{reference.repository}' is described by cannot be read: {error!r}"[:300],
+                hint="something between here and the hub (a proxy, a login page, a mirror) answers for it",
+            ) from None
     return Repository(info.id, info.sha, files, license=_text(card.get("license")), base=_text(card.get("base_model")))
 
 

@@ -41,6 +41,15 @@ class Repository:
         """The commit that a branch, a tag or a hash means."""
         return self.refs.get(revision) or (revision if revision in self.commits else None)
 
+    def listing(self, commit: str) -> list[dict[str, Any]]:
+        """What `/api/models/…/tree/…?recursive=true` says."""
+        entries = []
+        for sibling in self.facts(commit)["siblings"]:
+            lfs = sibling.get("lfs")
+            entry = {"type": "file", "path": sibling["rfilename"], "size": sibling["size"], "oid": sibling["blobId"]}
+            entries.append(entry | ({"lfs": lfs | {"oid": lfs["sha256"]}} if lfs else {}))
+        return entries
+
     def facts(self, commit: str) -> dict[str, Any]:
         """What `/api/models/…?blobs=true` says."""
         siblings = []

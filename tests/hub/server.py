@@ -155,6 +155,9 @@ class _Handler(BaseHTTPRequestHandler):
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", self.route):
             repository, commit = self._find(match[1], match[2] or "main", facts=True)
             return self._json(repository.facts(commit)) if repository and commit else None
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", self.route):
+            repository, commit = self._find(match[1], match[2], facts=True)
+            return self._json(repository.listing(commit)) if repository and commit else None
         if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.route):
             return self._resolve(match[1], match[2], match[3])
         self._error(404, "", "Not Found")
@@ -246,7 +249,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _pieces(self, body: bytes) -> Iterator[bytes]:
         body = body if self.fault.cut_after is None else body[: self.fault.cut_after]
         rate = self.fault.bytes_per_second
-        size = max(1, int(rate / 20)) if rate else 64 * 1024
+        size = max(1, int(rate / 100)) if rate else 64 * 1024
         for at in range(0, len(body), size):
             yield body[at : at + size]
             if rate:
