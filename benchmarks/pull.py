@@ -2,8 +2,8 @@
 
 All from the local hub of the tests, which the real huggingface-hub client talks to. A trial of the first part: a pull
 of a pack of random bytes in a process of its own, over a slow line, is killed (SIGKILL) at a random moment; the next
-pull must finish and be byte-exact. *Arrived* is what the server had sent but for what lay in the kernel's buffers; *fetched
-again* is what both pulls together took beyond the size of the pack. Needs /proc.
+pull must finish and be byte-exact. *Arrived* is what the server had sent but for what lay in the kernel's buffers;
+*fetched again* is what both pulls together took beyond the size of the pack. Needs /proc.
 """
 
 from __future__ import annotations
