@@ -16,11 +16,16 @@ from zephyra_cli.backends.kv import ContextSettings, context_params, set_adapter
 from zephyra_cli.backends.library import Batch, take_errors
 from zephyra_cli.backends.protocol import Job
 from zephyra_cli.backends.sampler import Sampler
+from zephyra_cli.devices import available_memory
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.types import Token
 
 MOST_SLOTS = 16
 MOST_CELLS = 64 * 1024  # tokens that all slots of a context may hold together
+SHORT = 1024
+"""Tokens of a sequence up to which all lie in one cache, where one pass over the weights serves any set of slots.
+
+Longer ones get a cache each: every query looks at all that a cache holds, masked or not."""
 
 Event = tuple[int, Token | ZephyraError]
 Loaded = tuple[Sequence[int], Sequence[float]]  # adapters of llama.cpp and their scales
@@ -34,7 +39,15 @@ class SlotContext:
     ) -> None:
         self._lib = lib
         params = context_params(lib, settings, size)
+        need, free = settings.cache_bytes(params.n_ctx) * count, available_memory()
+        if free is not None and need > free:  # llama.cpp would be killed when it clears the cache
+            raise ZephyraError(
+                f"{count} times {size} tokens need {need / 2**20:.0f} MB for their keys and values, "
+                f"{free / 2**20:.0f} MB of memory are free",
+                hint="a smaller --context or --max-tokens needs less",
+            )
         params.n_ctx *= count
+        params.kv_unified = size <= SHORT
         params.n_seq_max = params.n_outputs_max = count
         params.n_outputs_max_per_seq = 1
         params.n_batch = params.n_ubatch = max(params.n_batch, count)
@@ -130,9 +143,9 @@ class Slots:
                     prompts += [(slot, at, token, at == last) for at, token in enumerate(job.prompt)]
                 for start in range(0, len(prompts), context.n_batch):
                     yield from self._advance(context, prompts[start : start + context.n_batch], running)
-                ready = [job for job in running.values()]
-                for job_ in ready:
-                    job_.length += 1
+                ready = [running[slot] for slot in sorted(running)]  # caches of their own are read in runs of slots
+                for going in ready:
+                    going.length += 1
                 yield from self._advance(
                     context, [(job.slot, job.length - 1, job.token, True) for job in ready], running
                 )

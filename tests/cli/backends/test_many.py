@@ -52,7 +52,8 @@ def test_the_answers_are_those_of_one_by_one(backend: Backend, sampling: dict[st
 def test_a_slot_is_taken_again_and_one_slot_is_enough(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = some_jobs(12)
     expected = one_by_one(backend, jobs)
-    for most in 1, 3:
+    for most, short in (1, 1024), (3, 1024), (3, 0):
+        monkeypatch.setattr(slots, "SHORT", short)
         monkeypatch.setattr(slots, "MOST_SLOTS", most)
         monkeypatch.setattr(fusion, "MOST_ROWS", most)
         assert at_once(backend, jobs) == expected
