@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterable
+from hmac import compare_digest
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
@@ -30,15 +31,18 @@ SILENCE_S = 30.0  # a connection that says nothing for so long, or takes nothing
 
 
 class Server(ThreadingHTTPServer):
-    """Listens on `host:port` (0: any free one). ZephyraError: the address is taken or not this machine's."""
+    """Listens on `host:port` (0: any free one); with a `key`, who does not send it is refused.
+
+    ZephyraError: the address is taken or not this machine's.
+    """
 
     daemon_threads = True
     block_on_close = False
     request_queue_size = 64
 
-    def __init__(self, host: str, port: int, engine: Engine, settings: Settings) -> None:
+    def __init__(self, host: str, port: int, engine: Engine, settings: Settings, *, key: str = "") -> None:
         self.engine, self.settings, self.created = engine, settings, int(time.time())
-        self.worker = Worker(engine)
+        self.worker, self.key = Worker(engine), key
         try:
             self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
             super().__init__((host, port), Handler)
@@ -92,6 +96,8 @@ class Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         try:
             self._check_host()
+            if path != "/health":
+                self._check_key()
             if path.startswith("/v1/models/") and self.command == "GET":
                 self._model(path.removeprefix("/v1/models/"))
             elif path in pages:
@@ -109,6 +115,11 @@ class Handler(BaseHTTPRequestHandler):
         name = name.partition("]")[0].lstrip("[") if name.startswith("[") else name.partition(":")[0]
         if self.server.local and name and name not in self.server.names:
             raise Refusal(403, f"this server is not called '{name}'")
+
+    def _check_key(self) -> None:
+        given = self.headers.get("Authorization", "").encode("latin-1", "replace")
+        if self.server.key and not compare_digest(given, f"Bearer {self.server.key}".encode()):
+            raise Refusal(401, "the key is missing or wrong: Authorization: Bearer KEY", code="invalid_api_key")
 
     def _health(self) -> None:
         self._send(200, {"status": "ok"})

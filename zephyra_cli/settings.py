@@ -16,7 +16,12 @@ DEFAULT_MODEL = "zephyra-nano"
 BACKENDS = ("auto", "llama", "torch")
 KV_TYPES = ("f32", "f16", "q8_0")
 DEVICES = ("auto", "cpu", "cuda", "mps")
-NOT_SETTINGS = ("ZEPHYRA_HOME", "ZEPHYRA_PROFILE", "ZEPHYRA_TRACEBACK")  # these steer the program, not an answer
+NOT_SETTINGS = (
+    "ZEPHYRA_API_KEY",
+    "ZEPHYRA_HOME",
+    "ZEPHYRA_PROFILE",
+    "ZEPHYRA_TRACEBACK",
+)  # these steer the program, not an answer
 PROFILE = "profile"  # the one table of config.toml: [profile.NAME]
 
 

@@ -181,6 +181,22 @@ def test_headers_that_are_refused(server: Server) -> None:
     assert b" 501 " in raw(b"BREW / HTTP/1.1\r\n\r\n")
 
 
+def test_who_has_no_key_is_refused(tiny_pack: Path, backend: ScriptedBackend) -> None:
+    engine = Engine(Pack.read(tiny_pack), backend, classifier=Sure())
+    running = Server("127.0.0.1", 0, engine, Settings(), key="sésame")
+    thread = threading.Thread(target=running.run, daemon=True)
+    thread.start()
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "sesame"}):
+        status, value = ask(running, "/v1/models", **headers)
+        assert status == 401 and value["error"]["code"] == "invalid_api_key" and "same" not in str(value)
+        assert ask(running, "/v1/completions", {"prompt": "x"}, **headers)[0] == 401
+    assert ask(running, "/health")[0] == 200 and backend.prompts == []
+    key = "Bearer sésame".encode().decode("latin-1")
+    assert ask(running, "/v1/completions", {"prompt": "x"}, Authorization=key)[0] == 200
+    running.shutdown()
+    thread.join(10)
+
+
 def test_a_fault_of_the_engine_is_no_fault_of_the_server(
     server: Server, backend: ScriptedBackend, capsys: pytest.CaptureFixture[str]
 ) -> None:

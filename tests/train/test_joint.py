@@ -15,6 +15,7 @@ from zephyra_fusion.router_model import load_router
 from zephyra_fusion.sources import Record
 from zephyra_fusion.tokenizer import Tokenizer
 from zephyra_fusion.train import stages
+from zephyra_fusion.train.config import read_recipe
 from zephyra_fusion.train.data import IGNORED
 from zephyra_fusion.train.joint import Examples, JointModel
 
@@ -99,3 +100,11 @@ def test_a_label_without_an_adapter_is_named(runs: Path, data: Path, tmp_path: P
     recipe.write_text(JOINT.format(data=data, runs=runs))
     with pytest.raises(ZephyraError, match="has no adapter for the router's labels shell, sql"):
         stages.run("joint", recipe, [f"adapters={tmp_path}"])
+
+
+def test_the_recipes_that_come_with_the_package_are_recipes() -> None:
+    folder = Path(stages.__file__).parent / "recipes"
+    found = {path: path.stem.partition("_")[0].rstrip("s") for path in folder.rglob("*.toml")}
+    assert {"tokenizer", "base", "adapter", "router", "joint"} == set(found.values())
+    for path, stage in found.items():
+        read_recipe(stage, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -62,7 +63,8 @@ def serve(
     """Serve the model to OpenAI clients (/v1/chat/completions, /v1/completions, /v1/models).
 
     A request's model name says who answers: auto (the router), none (the base), a domain, or a blend as in -d; the
-    pack's own name is what -d says. Sampling options are defaults; a request's own go first.
+    pack's own name is what -d says. Sampling options are defaults; a request's own go first. ZEPHYRA_API_KEY is the
+    key that clients must send.
     """
     options = {name: value for name, value in locals().items() if name in SETTINGS}
     from zephyra_cli import settings, store, ui
@@ -78,8 +80,9 @@ def serve(
     chosen.sampling(pack.generation)
     with Waiting(f"loading {pack.name}"):
         engine = Engine.open(pack, chosen)
-    server = Server(host, port, engine, chosen)
+    key = os.environ.get("ZEPHYRA_API_KEY", "")
+    server = Server(host, port, engine, chosen, key=key)
     ui.note(f"{pack.name} on {server.url}/v1; Ctrl-C ends")
-    if not is_loopback(host):
-        ui.note("warning: there is no password, whoever reaches this address may use the model")
+    if not key and not is_loopback(host):
+        ui.note("warning: ZEPHYRA_API_KEY is not set, whoever reaches this address may use the model")
     server.run()
