@@ -15,6 +15,19 @@ def setting_names(incomplete: str) -> list[str]:
     return _fitting(lambda: KINDS, incomplete)
 
 
+def setting_values(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Those that the setting named before can have, where they can be counted."""
+    from zephyra_cli.settings import BACKENDS, DEVICES, KINDS
+
+    name = ctx.params.get("name") or ""
+    if name == "model":
+        return models(incomplete)
+    if name == "domain":
+        return domains(ctx, incomplete)
+    known: dict[str, Iterable[str]] = {"backend": BACKENDS, "device": DEVICES}
+    return _fitting(lambda: known.get(name, ("true", "false") if KINDS.get(name) is bool else ()), incomplete)
+
+
 def profiles(incomplete: str) -> list[str]:
     from zephyra_cli.settings import PROFILE, config_file, read_file
 

@@ -145,6 +145,24 @@ def test_a_blend_is_completed_at_its_last_part(tiny_pack: Path) -> None:
     assert complete.domains(Line(), "n") == ["none"]  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("name", "begun", "offered"),
+    [
+        ("device", "c", ["cpu", "cuda"]),
+        ("stats", "", ["true", "false"]),
+        ("model", "zeph", ["zephyra-nano"]),
+        ("domain", "no", ["none"]),
+        ("seed", "", []),
+        ("nonsense", "", []),
+    ],
+)
+def test_values_of_settings(name: str, begun: str, offered: list[str]) -> None:
+    class Line:
+        params = {"name": name}
+
+    assert complete.setting_values(Line(), begun) == offered  # type: ignore[arg-type]
+
+
 def test_names_that_a_shell_would_execute_are_never_offered(home: Path) -> None:
     for name in ("good", "$(touch pwned)", "a;b", "'", "a b", "\x1b[31m"):
         (home / "models" / name).mkdir(parents=True)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from zephyra_cli.commands.options import Json, Profile, subcommand_follows
-from zephyra_cli.complete import setting_names
+from zephyra_cli.complete import setting_names, setting_values
 
 config = typer.Typer(add_completion=False, rich_markup_mode=None, help="The settings and where each comes from.")
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A setting's name.", autocompletion=setting_names)]
@@ -50,7 +50,7 @@ def get(name: Name, profile: Profile = None) -> None:
 @config.command("set")
 def set_(
     name: Name,
-    value: Annotated[str, typer.Argument(metavar="VALUE", help="Its value.")],
+    value: Annotated[str, typer.Argument(metavar="VALUE", help="Its value.", autocompletion=setting_values)],
     profile: InProfile = None,
 ) -> None:
     """Write a setting to config.toml."""
