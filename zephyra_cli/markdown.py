@@ -21,7 +21,7 @@ SHARE = 40  # of the time that passes, at most one part in so many is spent on d
 SHORTEST_S = 1 / 30
 STYLES = {r"(?m)^#{1,6} .*$": "bold", r"\*\*[^*\n]+\*\*": "bold", r"`[^`\n]+`": "cyan"}
 _FENCE = re.compile(r"(`{3,})[^`]*$|(~{3,})")
-_FENCE_BEGUN = ("`", "``", "~", "~~")
+_FENCE_BEGUN = ("", "`", "``", "~", "~~")
 _TABLE = re.compile(r"\s*\|.*\n\s*\|[\s:|-]*-[\s:|-]*\n")
 
 
@@ -78,7 +78,7 @@ class MarkdownAnswer:
             self._lines = []
 
     def _type(self, text: str) -> None:
-        """More of the open line."""
+        """More of the open line, once it is sure to be text: indented code and tables begin with spaces, too."""
         if text.strip() not in _FENCE_BEGUN:
             shown = visible(text)
             ui.draw(shown[len(self._typed) :])

@@ -101,6 +101,23 @@ def test_bare_code_is_shown_as_it_was_written(screen: Screen, step: int) -> None
     assert "\n".join(shown(screen, CODE, step)) == CODE
 
 
+INDENTED = """- a list with code:
+
+  ```sh
+  ls
+  ```
+ | a | b |
+ |---|---|
+ | 1 | 2 |
+"""
+
+
+def test_what_is_indented_is_drawn_where_it_belongs(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = shown(screen, INDENTED, 1)
+    monkeypatch.setattr(ui, "draw", (again := Screen(height=12)).draw)
+    assert lines == shown(again, INDENTED, 1000) and any(line.strip() == "ls" for line in lines)
+
+
 def test_a_block_longer_than_the_screen_is_printed_once(screen: Screen) -> None:
     code = "```\n" + "".join(f"line number {n};\n" for n in range(40)) + "```\n"
     text = "\n".join(shown(screen, code, 5))
