@@ -6,9 +6,8 @@ Configs and vocabularies come whole; of every safetensors file comes the header,
 from __future__ import annotations
 
 import os
-import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from zephyra_fusion.errors import ZephyraError
 _WHOLE = (".json", ".jinja", "tokenizer.model")
 _LARGEST = 2**27  # bytes of a file that comes whole
 _MOST_SHARDS = 2000
+_LONGEST_HEADER = 100_000_000  # the limit of safetensors itself
 
 
 @contextmanager
@@ -47,10 +47,16 @@ def hollow_folder(text: str) -> Iterator[Path]:
             if name.endswith(_WHOLE):
                 (folder / name).write_bytes(_whole(repository, file))
         for file in shards:
-            data = beginning(repository, file, _has_header)
-            (folder / file.name).write_bytes(data)
-            os.truncate(folder / file.name, file.size)
+            hollow_file(repository, file, folder, has_header)
         yield folder
+
+
+def hollow_file(repository: Repository, file: RemoteFile, folder: Path, enough: Callable[[bytes], bool]) -> Path:
+    """A file of which the beginning is in `folder` (as many bytes as are `enough`), the rest a hole."""
+    path = folder / Path(file.name).name
+    path.write_bytes(beginning(repository, file, enough))
+    os.truncate(path, file.size)
+    return path
 
 
 def _whole(repository: Repository, file: RemoteFile) -> bytes:
@@ -59,5 +65,6 @@ def _whole(repository: Repository, file: RemoteFile) -> bytes:
     return beginning(repository, file, lambda data: False)
 
 
-def _has_header(data: bytes) -> bool:
-    return len(data) >= 8 and len(data) >= 8 + struct.unpack("<Q", data[:8])[0]
+def has_header(data: bytes) -> bool:
+    """Whether the header of a safetensors file is whole: 8 bytes of length, then so much JSON, of 100 MB at most."""
+    return len(data) >= 8 and len(data) >= 8 + min(int.from_bytes(data[:8], "little"), _LONGEST_HEADER)

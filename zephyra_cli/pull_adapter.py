@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zephyra_cli import store
-from zephyra_cli.download import beginning
+from zephyra_cli.hollow import has_header, hollow_file
 from zephyra_cli.hub import Reference, RemoteFile
 from zephyra_fusion.errors import ZephyraError
 
@@ -18,7 +16,6 @@ if TYPE_CHECKING:
     from zephyra_cli.pull import Job, Pulled
 
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
-_LONGEST_HEADER = 100_000_000  # the limit of safetensors itself
 
 
 def pull_peft(job: Job, base: str | None) -> Pulled:
@@ -40,9 +37,10 @@ def pull_peft(job: Job, base: str | None) -> Pulled:
     except (ValueError, AttributeError):
         raise ZephyraError(f"{_CONFIG} of '{job.repository.name}' is damaged") from None
     root = _base(base, str(trained_on or job.repository.base))
-    data = beginning(job.repository, files[_WEIGHTS], _header_complete)
-    with _shadow({_CONFIG: config}, files[_WEIGHTS], data) as shadow:
-        check_belongs(read_peft(shadow), read_base(root).config)
+    with tempfile.TemporaryDirectory(prefix="zephyra-") as place:
+        (Path(place) / _CONFIG).write_bytes(config)
+        hollow_file(job.repository, files[_WEIGHTS], Path(place), has_header)
+        check_belongs(read_peft(Path(place)), read_base(root).config)
     job.note(f"the adapter fits {root}")
     wanted = [files[name] for name in files if name in (_CONFIG, _WEIGHTS, *PAPERS)]
     with job.fetch(wanted) as paths:
@@ -58,9 +56,11 @@ def pull_lora(job: Job, file: RemoteFile, base: str | None) -> Pulled:
 
     root = _base(base, job.repository.base)
     where = Path(job.repository.name)
-    data = beginning(job.repository, file, lambda data: parse_header(data, file.size, where) is not None)
-    with _shadow({}, file, data) as shadow:
-        check_adapter(shadow / Path(file.name).name, read_header(_gguf(root)))
+    with tempfile.TemporaryDirectory(prefix="zephyra-") as place:
+        hollow = hollow_file(
+            job.repository, file, Path(place), lambda data: parse_header(data, file.size, where) is not None
+        )
+        check_adapter(hollow, read_header(_gguf(root)))
     job.note(f"the adapter fits {root}")
     with job.fetch([file]) as paths:
         kept = {Path(file.name).name: path for path in paths.values()}
@@ -93,21 +93,3 @@ def _gguf(root: Path) -> Path:
         return root
     pack = store.find(str(root), offline=True)
     return pack.path(pack.base)
-
-
-def _header_complete(data: bytes) -> bool:
-    """Whether the header of a safetensors file is whole: 8 bytes of length, then so much JSON."""
-    return len(data) >= 8 and len(data) >= 8 + min(int.from_bytes(data[:8], "little"), _LONGEST_HEADER)
-
-
-@contextmanager
-def _shadow(small: dict[str, bytes], file: RemoteFile, data: bytes) -> Iterator[Path]:
-    """A folder with small files and one large file that is only its beginning and a hole, for readers of headers."""
-    with tempfile.TemporaryDirectory(prefix="zephyra-") as place:
-        root = Path(place)
-        for name, content in small.items():
-            (root / name).write_bytes(content)
-        with open(root / Path(file.name).name, "wb") as large:
-            large.write(data)
-            large.truncate(file.size)
-        yield root

@@ -129,6 +129,10 @@ def _from_hub(reference: str, *, offline: bool) -> Pack:
 
     with Progress(bytes=True) as progress:
         pulled = pull(reference, progress=progress, note=ui.note)
+    if pulled.kind == "adapter":
+        raise ZephyraError(
+            f"'{reference}' is an adapter and no model", hint=f"zephyra domains add NAME --adapter {pulled.root}"
+        )
     return _folder(pulled.root)
 
 

@@ -72,6 +72,21 @@ def test_an_adapter_as_gguf(hub: Hub, pulled: Pull, tiny_gguf: Path, tiny_adapte
     assert found.kind == "adapter" and (found.root / "b.gguf").read_bytes() == tiny_adapters["b"].read_bytes()
 
 
+def test_of_several_quantizations_one_is_taken_and_the_reason_said(
+    hub: Hub, pulled: Pull, tiny_gguf: Path, tiny_adapters: dict[str, Path], zephyra: Run
+) -> None:
+    weights = tiny_gguf.read_bytes()
+    hub.add("ada/tiny-GGUF", {"tiny-Q8_0.gguf": weights, "tiny-F16.gguf": weights + bytes(32)})
+    assert pulled("hf:ada/tiny-GGUF").name == "tiny-Q8_0"
+    assert "takes Q8_0" in pulled.notes[0]  # type: ignore[attr-defined]
+    with pytest.raises(ZephyraError, match="no GGUF file or quantization 'Q4_K'") as caught:
+        pulled("hf:ada/tiny-GGUF:Q4_K")
+    assert "known: F16, Q8_0" in (caught.value.hint or "")
+    hub.add("ada/lora-gguf", {"b.gguf": tiny_adapters["b"].read_bytes()}, card={"base_model": "ada/tiny-GGUF"})
+    done = zephyra("generate", "-m", "hf:ada/lora-gguf", "hello")
+    assert done.returncode == 1 and b"is an adapter and no model" in done.stderr, done.stderr
+
+
 @pytest.fixture(scope="session")
 def shards(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny base as llama.cpp's gguf-split would leave it."""

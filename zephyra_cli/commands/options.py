@@ -22,7 +22,7 @@ Model = Annotated[
         "--model",
         "-m",
         metavar="NAME|PATH",
-        help="A model's name, a pack's folder or a .gguf. [default: zephyra-nano]",
+        help="A model's name, a pack's folder, a .gguf or hf:owner/name. [default: zephyra-nano]",
         autocompletion=complete.models,
     ),
 ]

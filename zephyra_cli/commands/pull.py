@@ -50,4 +50,6 @@ def pull(
         )
     else:
         ui.write(f"{pulled.name}\n")
+    if pulled.kind == "adapter":
+        ui.note(f"it joins a model by: zephyra domains add NAME --adapter {pulled.root} --examples FILE")
     ui.note(f"{pulled.kind} {pulled.name}, {pulled.size / 1e6:.1f} MB, at {pulled.root}")
