@@ -1,7 +1,8 @@
 """Several adapters made into one.
 
-Which of these is exact: `cat` is, at the price of the ranks' sum; `svd` is the best of its rank; `ties` and `dare`
-change the sum on purpose. The exact sum without any adapter left is `lora.merge_adapters`: into the base itself.
+Which of these is exact: `cat` is, at the price of the ranks' sum, and `sum`, at the rank that is really there; `svd` is
+the best of its rank; `ties` and `dare` change the sum on purpose. The exact sum without any adapter left is
+`lora.merge_adapters`: into the base itself.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ def merge(
     keep: float = 0.5,
     seed: int = 0,
 ) -> None:
-    """A new adapter `name` out of resident ones, by `cat`, `svd`, `ties` or `dare`; the old ones stay.
+    """A new adapter `name` out of resident ones, by `cat`, `sum`, `svd`, `ties` or `dare`; the old ones stay.
 
-    `rank` is the new adapter's (not for `cat`, whose rank is the sum; default of the others: the largest of the
-    parts). `keep` is the share of entries that `ties` and `dare` keep. ZephyraError: unknown names, a rank below 1,
-    `keep` outside (0, 1].
+    `rank` is the new adapter's (not for `cat` and `sum`, which need what they need; default of the others: the
+    largest of the parts). `keep` is the share of entries that `ties` and `dare` keep. ZephyraError: unknown names, a
+    rank below 1, `keep` outside (0, 1].
     """
     chosen = check_weights(weights)
     combine = MERGES[method]
@@ -46,8 +47,10 @@ def merge(
     wrong = []
     if not chosen:
         wrong.append("no adapter has a weight above 0, there is nothing to merge")
-    if rank is not None and (rank < 1 or method == "cat"):
-        wrong.append(f"rank is {rank}, " + ("'cat' takes none" if method == "cat" else "must be at least 1"))
+    if rank is not None and (rank < 1 or method in ("cat", "sum")):
+        wrong.append(
+            f"rank is {rank}, " + (f"'{method}' takes none" if method in ("cat", "sum") else "must be at least 1")
+        )
     if not 0.0 < keep <= 1.0:
         wrong.append(f"keep is {keep}, must be above 0 and at most 1")
     if wrong:
@@ -89,6 +92,15 @@ def cat(
     """The ranks side by side: exactly the weighted sum."""
     parts = [(*layer.factors(name), weight * layer.scaling[name]) for name, weight in weights.items()]
     return torch.cat([a for a, _, _ in parts]), torch.cat([b * scale for _, b, scale in parts], dim=1)
+
+
+@MERGES.register("sum")
+def summed(
+    layer: LoRALinear, weights: Mapping[str, float], rank: int | None, keep: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The weighted sum at the rank that it has: less than `cat`'s where adapters share directions."""
+    delta = _summed(layer, weights)
+    return truncated(delta, max(int(torch.linalg.matrix_rank(delta.float())), 1))
 
 
 @MERGES.register("svd")

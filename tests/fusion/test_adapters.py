@@ -106,6 +106,18 @@ def test_cat_is_the_blend_exactly(model: ZephyraFusion) -> None:
 
 
 @torch.no_grad()
+def test_sum_has_the_rank_that_is_there(model: ZephyraFusion) -> None:
+    ids, weights = some_ids(9), {"code": 0.6, "law": 0.9}
+    blend = alone(model, ids, weights)
+    merge(model, "sum", weights, "sum")
+    torch.testing.assert_close(alone(model, ids, {"sum": 1.0}), blend, **ON)
+    merge(model, "twice", {"code": 0.5, "sum": 1.0}, "sum")  # `code` lies in what `sum` spans already
+    assert {layer.factors("twice")[0].shape[0] for _, layer in adapted_layers(model, "twice")} == {2, 5}
+    with pytest.raises(ZephyraError, match="rank is 3, 'sum' takes none"):
+        merge(model, "m", weights, "sum", rank=3)
+
+
+@torch.no_grad()
 def test_svd_of_full_rank_is_the_blend_and_of_less_the_nearest(model: ZephyraFusion) -> None:
     ids, weights = some_ids(9), {"code": 0.6, "law": 0.9}
     blend = alone(model, ids, weights)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -199,6 +201,19 @@ def test_masks_and_tables_are_kept_between_calls_and_grow() -> None:
     long = torch.randn(1, 100, DIM)
     torch.testing.assert_close(block(long)[:, :11], block(long[:, :11]), atol=1e-5, rtol=1e-4)
     assert block.triangle is not triangle and block.triangle.shape[0] >= 100
+
+
+@pytest.mark.parametrize("options", [{}, {"qk_rmsnorm": True, "qk_scale": 4.0, "causal": False}])
+def test_trained_a_step_saved_loaded_and_run(options: dict[str, object], tmp_path: Path) -> None:
+    block, x = small(**options), some_input()
+    before = block(x).detach()
+    block(x).square().mean().backward()
+    torch.optim.SGD(block.parameters(), lr=0.1).step()
+    save_model(block, str(tmp_path / "block.safetensors"))
+    again = small(**options)
+    load_model(again, tmp_path / "block.safetensors")
+    with torch.no_grad():
+        assert torch.equal(again(x), block(x)) and not torch.allclose(again(x), before)
 
 
 def test_gradients_reach_every_parameter_and_dropout_acts() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_model, save_model
 
 from zephyra_fusion import BaseTransformerLayer, TransformerDecoder, TransformerEncoder, ZephyraError
 from zephyra_fusion.layers.moe import dropped_tokens
@@ -188,6 +190,23 @@ def test_gradients_reach_every_parameter_checkpointed_or_not(options: dict[str, 
         gradients.append([p.grad for p in named.values()])
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(recomputed, plain)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
+def test_trained_a_step_saved_loaded_and_run(options: dict[str, Any], tmp_path: Path) -> None:
+    models = (encoder(**options), decoder(**options))
+    x, memory = series(), torch.randn(2, 6, 16)
+    for model, arguments in zip(models, ((x,), (x, memory)), strict=True):
+        before = model(*arguments).detach()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        model.train()(*arguments).square().mean().backward()
+        optimizer.step()
+        save_model(model, str(tmp_path / "model.safetensors"))
+        again = (encoder if len(arguments) == 1 else decoder)(**options)
+        load_model(again, tmp_path / "model.safetensors")
+        with torch.no_grad():
+            assert torch.equal(again(*arguments), model.eval()(*arguments))
+            assert not torch.allclose(again(*arguments), before)
 
 
 def test_capacity_drops_and_says_how_many() -> None:
