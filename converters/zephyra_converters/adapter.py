@@ -15,7 +15,8 @@ from zephyra_fusion.errors import ZephyraError
 if TYPE_CHECKING:
     import numpy as np
 
-ADAPTABLE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
+EMBEDDING = "model.embed_tokens"  # looked up, not multiplied: A is [r, vocabulary], B [hidden, r]
+ADAPTABLE = ("embed_tokens", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class LoraPair:
     @property
     def rank(self) -> int:
         return self.a.shape[0]
+
+    def changes(self, module: str) -> tuple[int, ...]:
+        """The shape of the weight that it belongs to."""
+        shape = self.b.shape[0], self.a.shape[1]
+        return shape[::-1] if module == EMBEDDING else shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +59,12 @@ class Adapter:
         return sum(pair.a.size + pair.b.size for pair in self.pairs.values())
 
     def delta(self, module: str, x: np.ndarray) -> np.ndarray | float:
-        """What the adapter at weight 1 adds to the module's output for `x [tokens, in]`."""
+        """What the adapter at weight 1 adds to the module's output for `x [tokens, in]` (ids, for the embedding)."""
         pair = self.pairs.get(module)
-        return 0.0 if pair is None else (x @ pair.a.read().T) @ pair.b.read().T * pair.scale
+        if pair is None:
+            return 0.0
+        inner = pair.a.read()[:, x].T if module == EMBEDDING else x @ pair.a.read().T
+        return inner @ pair.b.read().T * pair.scale
 
 
 def check_belongs(adapter: Adapter, config: FusionConfig) -> None:
@@ -63,15 +72,15 @@ def check_belongs(adapter: Adapter, config: FusionConfig) -> None:
     shapes, wrong = expected_shapes(config), []
     for module, pair in adapter.pairs.items():
         shape = shapes.get(module + ".weight")
-        if module == "lm_head" and config.tie_word_embeddings:
-            wrong.append("'lm_head' is shared with the embedding table in this base, llama.cpp cannot adapt it")
+        if module in ("lm_head", EMBEDDING) and config.tie_word_embeddings:
+            wrong.append(f"'{module}' is one table for embedding and head in this base, llama.cpp cannot adapt it")
         elif module.rpartition(".")[2] not in ADAPTABLE:
             wrong.append(f"'{module}' cannot carry an adapter in llama.cpp")
         elif ".experts." in module:
             wrong.append(f"'{module}' is one expert of many, adapters on experts are not supported")
         elif shape is None:
             wrong.append(f"the base has no module '{module}'")
-        elif (pair.b.shape[0], pair.a.shape[1]) != shape or pair.a.shape[0] != pair.b.shape[1]:
+        elif (pair.changes(module), pair.rank) != (shape, pair.b.shape[1]):
             wrong.append(f"'{module}' is {list(shape)} in the base, B A is {list(pair.b.shape)} {list(pair.a.shape)}")
     wrong += [
         f"'{name}' is {list(shape)}, the base's {list(shapes[name])}: the vocabulary grew"

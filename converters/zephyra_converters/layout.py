@@ -81,3 +81,14 @@ def scaled(tensor: LazyTensor, factor: float) -> LazyTensor:
         return (values * factor).astype("float32")
 
     return LazyTensor(tensor.name, tensor.shape, "F32", rows)
+
+
+def transposed(tensor: LazyTensor) -> LazyTensor:
+    """A matrix turned, as float32. It is read whole: this is for the small factors of adapters."""
+
+    def rows(begin: int, end: int) -> np.ndarray:
+        import numpy as np
+
+        return np.ascontiguousarray(tensor.read().T[begin:end])
+
+    return LazyTensor(tensor.name, tensor.shape[::-1], "F32", rows)

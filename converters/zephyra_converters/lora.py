@@ -8,14 +8,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from zephyra_converters.adapter import Adapter, LoraPair, check_belongs
+from zephyra_converters.adapter import EMBEDDING, Adapter, LoraPair, check_belongs
 from zephyra_converters.architecture import ARCHITECTURES, arch_for
 from zephyra_converters.checkpoint import LazyTensor
 from zephyra_converters.gguf_check_lora import FINGERPRINT
 from zephyra_converters.gguf_file import Planned, stored_type, write_gguf_file
 from zephyra_converters.gguf_header import read_header
 from zephyra_converters.gguf_read import tensor_of, text_metadata
-from zephyra_converters.layout import interleaved, scaled, separated
+from zephyra_converters.layout import interleaved, scaled, separated, transposed
 from zephyra_converters.names import DECODER, pattern_of, reverse, translate
 from zephyra_fusion.config import FusionConfig
 from zephyra_fusion.errors import ZephyraError
@@ -76,7 +76,9 @@ def read_lora_gguf(path: Path, config: FusionConfig) -> Adapter:
         a, b, heads = tensor_of(path, info_a), tensor_of(path, info_b), _heads(module, config)
         if order and heads:
             b = separated(b, heads)
-        pairs[module] = LoraPair(a, b, alpha / a.shape[0] if alpha else 1.0)
+        if module == EMBEDDING:
+            a = transposed(a)
+        pairs[module] = LoraPair(a, b, alpha / b.shape[1] if alpha else 1.0)
     adapter = Adapter(
         pairs=pairs,
         path=path,
@@ -97,7 +99,8 @@ def _tensors(adapter: Adapter, config: FusionConfig, order: bool, alpha: float) 
         rest = pair.scale * pair.rank / alpha if alpha else pair.scale
         if not math.isclose(rest, 1.0, rel_tol=1e-9):
             b = scaled(b, rest)
-        yield pair.a.named(f"{found[0]}.lora_a")
+        a = transposed(pair.a) if module == EMBEDDING else pair.a  # llama.cpp looks rows of it up
+        yield a.named(f"{found[0]}.lora_a")
         yield b.named(f"{found[0]}.lora_b")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zephyra_converters.adapter import Adapter, LoraPair
+from zephyra_converters.adapter import EMBEDDING, Adapter, LoraPair
 from zephyra_converters.checkpoint import LazyTensor
 from zephyra_converters.json_file import read_json, well_formed, write_json
 from zephyra_converters.safetensors_file import read_safetensors, write_safetensors
@@ -16,6 +16,8 @@ from zephyra_fusion.errors import ZephyraError
 
 PREFIX = "base_model.model."
 _KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
+# Embedding tables have no weight below: the factors are parameters of the layer itself.
+_EMBEDDING = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_embedding_(?P<side>[AB])(?:\.default)?")
 # The base's own table, which PEFT saves along when the adapter targets it.
 _COPY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.base_layer\.weight")
 # Options of PEFT's LoRA that change the mathematics when they are on.
@@ -54,7 +56,7 @@ def _adapter(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Lazy
     sides: dict[str, dict[str, LazyTensor]] = {}
     copies: dict[str, tuple[int, ...]] = {}
     for name, tensor in tensors.items():
-        if match := _KEY.fullmatch(name):
+        if match := _KEY.fullmatch(name) or _EMBEDDING.fullmatch(name):
             sides.setdefault(match["module"], {})[match["side"]] = tensor
         elif match := _COPY.fullmatch(name):
             copies[match["module"] + ".weight"] = tensor.shape
@@ -109,6 +111,8 @@ def write_peft(adapter: Adapter, folder: Path, base: str = "") -> None:
     for module, pair in adapter.pairs.items():
         for side, tensor in (("A", pair.a), ("B", pair.b)):
             name = f"{PREFIX}{module}.lora_{side}.weight"
+            if module == EMBEDDING:
+                name = f"{PREFIX}{module}.lora_embedding_{side}"
             tensors[name] = tensor.named(name)
     write_safetensors(folder / "adapter_model.safetensors", tensors.values(), "F32")
 
@@ -147,7 +151,8 @@ def _refused(config: Mapping[str, Any]) -> list[str]:
 
 def _refused_tensors(tensors: Mapping[str, LazyTensor]) -> list[str]:
     """Tensors that are no plain pair: trained embeddings (a grown vocabulary), magnitudes, whole layers."""
-    others = sorted(name for name in tensors if not (_KEY.fullmatch(name) or _COPY.fullmatch(name)))
+    known = (_KEY, _EMBEDDING, _COPY)
+    others = sorted(name for name in tensors if not any(pattern.fullmatch(name) for pattern in known))
     if not others:
         return []
     grown = [name for name in others if "embed_tokens" in name or "lm_head" in name]

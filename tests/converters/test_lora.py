@@ -38,6 +38,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "some-layers": ("qwen2", {"r": 4, "lora_alpha": 4, "target_modules": ["v_proj"], "layers_to_transform": [1]}),
+    "embedding": ("llama", {"r": 8, "lora_alpha": 8, "target_modules": ["embed_tokens", "q_proj"]}),
     "head": ("llama", {"r": 4, "lora_alpha": 8, "target_modules": ["lm_head", "k_proj"]}),
 }
 
@@ -62,7 +63,7 @@ def adapted(
                 for name, parameter in model.named_parameters():
                     if "lora_" in name:
                         size = (0.3 if "lora_B" in name else 1.0) / parameter.shape[1] ** 0.5
-                        parameter.copy_(torch.randn_like(parameter) * size)
+                        parameter.copy_(torch.randn_like(parameter) * size)  # lora_embedding_A starts as zeros, too
             folder = tmp_path_factory.mktemp("adapters") / variant
             model.save_pretrained(folder)
             made[variant] = model, folder, base
@@ -100,7 +101,7 @@ def test_adapter_has_pefts_logits(
             assert np.abs(ours - on).max() <= 1e-4
 
 
-@pytest.mark.parametrize("variant", ["plain", "rslora", "some-layers", "head"])
+@pytest.mark.parametrize("variant", ["plain", "rslora", "some-layers", "embedding", "head"])
 def test_adapter_comes_back_bit_equal(
     variant: str, adapted: Callable[[str], tuple[Any, Path, Path]], tmp_path: Path
 ) -> None:
@@ -192,7 +193,7 @@ def test_a_foreign_base_is_refused(
     _, folder, _ = adapted("plain")
     with pytest.raises(ZephyraError, match="does not fit the base.*'model.layers.0.self_attn.k_proj' is"):
         convert(folder, tmp_path / "a.gguf", Options(base=checkpoint_folder("llama-wide-heads")))
-    with pytest.raises(ZephyraError, match="shared with the embedding"):
+    with pytest.raises(ZephyraError, match="one table for embedding and head"):
         convert(adapted("head")[1], tmp_path / "a.gguf", Options(base=checkpoint_folder("llama-wide-heads")))
 
 
