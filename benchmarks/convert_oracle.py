@@ -124,7 +124,7 @@ def main() -> None:
 
 
 def excuse(key: str, text: str) -> str | None:
-    """The entry of DELIBERATE that covers a difference: a key that only one of the two files has, a name, a rounding."""
+    """The entry of DELIBERATE for a difference: a key that only one of the files has, a name, a rounding."""
     if key not in (ROPE, "general.name") and "nothing" not in text:
         return None
     return next((known for known in DELIBERATE if key.endswith(known) or key.startswith(known)), None)

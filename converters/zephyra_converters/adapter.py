@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zephyra_converters.checkpoint import LazyTensor
+from zephyra_converters.checkpoint import Checkpoint, LazyTensor
 from zephyra_converters.hf import expected_shapes
 from zephyra_fusion.config import FusionConfig
 from zephyra_fusion.errors import ZephyraError
@@ -93,3 +93,15 @@ def check_belongs(adapter: Adapter, config: FusionConfig) -> None:
             f"the adapter {adapter.path} does not fit the base: {'; '.join(wrong[:6])}{more}",
             hint="an adapter works with the base it was trained on, and with no other",
         )
+
+
+def doubts(adapter: Adapter, base: Checkpoint) -> list[str]:
+    """What nothing in the adapter proves: that this base is the one it was trained on. Empty where its name says so."""
+    said = adapter.base.rstrip("/")
+    if adapter.base_fingerprint or said and Path(said).name in (base.name, base.path.resolve().name):
+        return []
+    named = f"names '{said}' as its base" if said else "names no base"
+    return [
+        f"the adapter {adapter.path} {named}, and nothing in it proves that {base.path} is that; to check: with "
+        "--verify-text and a text of what it was trained for, its perplexity must be below the base's"
+    ]

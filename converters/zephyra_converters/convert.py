@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zephyra_converters.adapter import Adapter, check_belongs
+from zephyra_converters.adapter import Adapter, check_belongs, doubts
 from zephyra_converters.architecture import arch_for
 from zephyra_converters.checkpoint import Checkpoint
 from zephyra_converters.gguf_header import read_header
 from zephyra_converters.gguf_read import read_gguf
 from zephyra_converters.gguf_write import plan_gguf, write_gguf
-from zephyra_converters.hf import read_hf
+from zephyra_converters.hf import is_config_alone, read_config_alone, read_hf
 from zephyra_converters.json_file import read_json
 from zephyra_converters.lora import LORA_TYPES
 from zephyra_converters.meter import Meter, Progress, silent
@@ -182,6 +182,7 @@ def _pack(source: Path, target: Path | None, options: Options) -> tuple[list[Par
     check_target(source, target, force=options.force)
     check_pack(sources)
     warnings = list(plan_gguf(base).vocabulary.warnings)
+    warnings += [doubt for adapter in sources.adapters.values() for doubt in doubts(adapter, base)]
     parts = plan_pack(sources, wanted)
     if options.dry_run:
         return parts, warnings, target
@@ -198,9 +199,13 @@ def _adapter(source: Path, target: Path | None, options: Options) -> tuple[list[
     adapter, kind = read_peft(source), (options.quantization or "F16").upper()
     if kind not in LORA_TYPES:
         raise ZephyraError(f"an adapter cannot be {kind}", hint=f"known: {', '.join(LORA_TYPES)}")
-    base_path, warnings = _base_of(adapter, options), []
-    checkpoint = read_base(base_path)
+    base_path = _base_of(adapter, options)
+    bare = base_path.is_dir() and is_config_alone(base_path)
+    checkpoint = read_config_alone(base_path) if bare else read_base(base_path)
     check_belongs(adapter, checkpoint.config)
+    warnings = doubts(adapter, checkpoint)
+    if bare:
+        warnings.append(f"{base_path} has no weights: nothing was compared; give the whole base for that")
     if options.base is None:
         warnings.append(f"the base was taken from the adapter's own config: {base_path} (--base names another)")
     target = target or Path(f"{options.name or adapter.name}-{kind}.gguf")
@@ -208,13 +213,14 @@ def _adapter(source: Path, target: Path | None, options: Options) -> tuple[list[
     planned = _planned_adapter(adapter, checkpoint, target.name, kind)
     if options.dry_run:
         return [planned], warnings, target
-    plan = plan_gguf(checkpoint) if options.verify and not base_path.is_file() else None
+    verify = options.verify and not bare
+    plan = plan_gguf(checkpoint) if verify and not base_path.is_file() else None
     total = planned.bytes + (planned_size(plan, Quantization(name="F32"))[0] if plan else 0)
     meter = Meter(options.progress, total)
     with staged(target, needs=total) as place:
         proof, base, between = None, base_path, place.with_name(place.name + ".base")
         try:
-            if options.verify:
+            if verify:
                 proof = Proof(checkpoint, options.verify_text)
             if plan is not None:
                 base = between

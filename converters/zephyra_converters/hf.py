@@ -45,6 +45,17 @@ def read_hf(folder: Path) -> Checkpoint:
     )
 
 
+def is_config_alone(folder: Path) -> bool:
+    """A folder with a config.json and no weights: enough to know a model's shape."""
+    weights = (path for pattern in ("*.safetensors*", "*.bin*") for path in folder.glob(pattern))
+    return (folder / "config.json").is_file() and next(weights, None) is None
+
+
+def read_config_alone(folder: Path) -> Checkpoint:
+    """A checkpoint without tensors."""
+    return Checkpoint(config=_read_config(folder), tensors={}, path=folder, name=folder.resolve().name)
+
+
 def _read_config(folder: Path) -> FusionConfig:
     values = read_json(folder / "config.json")
     with well_formed(folder / "config.json"):

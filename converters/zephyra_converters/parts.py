@@ -100,8 +100,10 @@ def make_adapter(
     """Write the adapter to `place` as `kind`; with `proof`, verify it switched on over `base`, the GGUF of its base."""
     config = checkpoint.config
     check_belongs(adapter, config)
-    check_base(adapter.base_fingerprint, checkpoint, f"the adapter {adapter.path}")
-    more = {FINGERPRINT: fingerprint(checkpoint)} | (proof.placeholders(adapter=True) if proof else {})
+    known = {FINGERPRINT: fingerprint(checkpoint)} if checkpoint.tensors else {}
+    if known:
+        check_base(adapter.base_fingerprint, checkpoint, f"the adapter {adapter.path}")
+    more = known | (proof.placeholders(adapter=True) if proof else {})
     counts = write_lora_gguf(adapter, config, place, kind, more)
     verification = None
     if proof is not None:

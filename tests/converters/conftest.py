@@ -158,3 +158,67 @@ def token_ids() -> list[list[int]]:
 
     draw = random.Random(3)
     return [[draw.randrange(320) for _ in range(length)] for length in (1, 17, 60)]
+
+
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "plain": ("llama", {"r": 8, "lora_alpha": 16, "target_modules": [*ATTENTION, "gate_proj", "up_proj", "down_proj"]}),
+    "rslora": ("qwen3", {"r": 16, "lora_alpha": 8, "use_rslora": True, "target_modules": ATTENTION}),
+    "patterns": (
+        "llama-wide-heads",
+        {
+            "r": 8,
+            "lora_alpha": 8,
+            "target_modules": ATTENTION,
+            "rank_pattern": {"q_proj": 4, "layers.1.self_attn.v_proj": 16},
+            "alpha_pattern": {"k_proj": 32},
+        },
+    ),
+    "some-layers": ("qwen2", {"r": 4, "lora_alpha": 4, "target_modules": ["v_proj"], "layers_to_transform": [1]}),
+    "embedding": ("llama", {"r": 8, "lora_alpha": 8, "target_modules": ["embed_tokens", "q_proj"]}),
+    "head": ("llama", {"r": 4, "lora_alpha": 8, "target_modules": ["lm_head", "k_proj"]}),
+}
+
+
+@pytest.fixture(scope="session")
+def adapted(
+    checkpoint_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[Any, Path, Path]]:
+    """adapted(variant) -> (peft's model with the adapter on, the adapter's folder, the base's folder)."""
+    peft, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    made: dict[str, tuple[Any, Path, Path]] = {}
+
+    def make(variant: str) -> tuple[Any, Path, Path]:
+        if variant not in made:
+            family, options = VARIANTS[variant]
+            base = checkpoint_folder(family)
+            model = transformers.AutoModelForCausalLM.from_pretrained(base).float()
+            model = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **options)).eval()
+            torch.manual_seed(1)
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    if "lora_" in name:
+                        size = (0.3 if "lora_B" in name else 1.0) / parameter.shape[1] ** 0.5
+                        parameter.copy_(torch.randn_like(parameter) * size)  # lora_embedding_A starts as zeros, too
+            folder = tmp_path_factory.mktemp("adapters") / variant
+            model.save_pretrained(folder)
+            made[variant] = model, folder, base
+        return made[variant]
+
+    return make
+
+
+def edited(folder: Path, target: Path, tensors: dict[str, Any] | None = None, **config: Any) -> Path:
+    """A copy of an adapter with other tensors (None removes) and other keys of its config."""
+    from zephyra_converters.checkpoint import LazyTensor
+    from zephyra_converters.safetensors_file import read_safetensors, write_safetensors
+
+    target.mkdir()
+    values = json.loads((folder / "adapter_config.json").read_text()) | config
+    (target / "adapter_config.json").write_text(json.dumps(values))
+    kept = {n: t.read() for n, t in read_safetensors(folder / "adapter_model.safetensors").items()}
+    kept = {n: v for n, v in (kept | (tensors or {})).items() if v is not None}
+    lazy = [LazyTensor.holding(n, v) for n, v in kept.items()]
+    write_safetensors(target / "adapter_model.safetensors", lazy)
+    return target

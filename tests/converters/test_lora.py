@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,66 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from zephyra_converters.checkpoint import LazyTensor
+from tests.converters.conftest import VARIANTS, edited
 from zephyra_converters.convert import Options, convert
 from zephyra_converters.decoder_reference import reference_logits
-from zephyra_converters.gguf_check import check_gguf
-from zephyra_converters.gguf_header import read_header
 from zephyra_converters.gguf_write import plan_gguf, write_gguf
 from zephyra_converters.hf import read_hf
 from zephyra_converters.loaded import LoadedGGUF
 from zephyra_converters.lora import read_lora_gguf, write_lora_gguf
 from zephyra_converters.peft import read_peft, write_peft
-from zephyra_converters.safetensors_file import read_safetensors, write_safetensors
+from zephyra_converters.safetensors_file import read_safetensors
 from zephyra_fusion.errors import ZephyraError
-
-ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "plain": ("llama", {"r": 8, "lora_alpha": 16, "target_modules": [*ATTENTION, "gate_proj", "up_proj", "down_proj"]}),
-    "rslora": ("qwen3", {"r": 16, "lora_alpha": 8, "use_rslora": True, "target_modules": ATTENTION}),
-    "patterns": (
-        "llama-wide-heads",
-        {
-            "r": 8,
-            "lora_alpha": 8,
-            "target_modules": ATTENTION,
-            "rank_pattern": {"q_proj": 4, "layers.1.self_attn.v_proj": 16},
-            "alpha_pattern": {"k_proj": 32},
-        },
-    ),
-    "some-layers": ("qwen2", {"r": 4, "lora_alpha": 4, "target_modules": ["v_proj"], "layers_to_transform": [1]}),
-    "embedding": ("llama", {"r": 8, "lora_alpha": 8, "target_modules": ["embed_tokens", "q_proj"]}),
-    "head": ("llama", {"r": 4, "lora_alpha": 8, "target_modules": ["lm_head", "k_proj"]}),
-}
-
-
-@pytest.fixture(scope="session")
-def adapted(
-    checkpoint_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], tuple[Any, Path, Path]]:
-    """adapted(variant) -> (peft's model with the adapter on, the adapter's folder, the base's folder)."""
-    peft, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    made: dict[str, tuple[Any, Path, Path]] = {}
-
-    def make(variant: str) -> tuple[Any, Path, Path]:
-        if variant not in made:
-            family, options = VARIANTS[variant]
-            base = checkpoint_folder(family)
-            model = transformers.AutoModelForCausalLM.from_pretrained(base).float()
-            model = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **options)).eval()
-            torch.manual_seed(1)
-            with torch.no_grad():
-                for name, parameter in model.named_parameters():
-                    if "lora_" in name:
-                        size = (0.3 if "lora_B" in name else 1.0) / parameter.shape[1] ** 0.5
-                        parameter.copy_(torch.randn_like(parameter) * size)  # lora_embedding_A starts as zeros, too
-            folder = tmp_path_factory.mktemp("adapters") / variant
-            model.save_pretrained(folder)
-            made[variant] = model, folder, base
-        return made[variant]
-
-    return make
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -141,17 +90,6 @@ def test_smaller_types_stay_close(
     proof = report.parts[0].verification
     assert proof is not None and proof.effect is not None
     assert 0 < proof.mean_abs_diff <= limit and proof.effect > 0.05
-
-
-def edited(folder: Path, target: Path, tensors: dict[str, Any] | None = None, **config: Any) -> Path:
-    target.mkdir()
-    values = json.loads((folder / "adapter_config.json").read_text()) | config
-    (target / "adapter_config.json").write_text(json.dumps(values))
-    kept = {n: t.read() for n, t in read_safetensors(folder / "adapter_model.safetensors").items()}
-    kept = {n: v for n, v in (kept | (tensors or {})).items() if v is not None}
-    lazy = [LazyTensor.holding(n, v) for n, v in kept.items()]
-    write_safetensors(target / "adapter_model.safetensors", lazy)
-    return target
 
 
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -227,31 +165,6 @@ def test_an_adapter_that_changes_everything_is_an_error(
     _, folder, base = adapted("plain")
     with pytest.raises(ZephyraError, match="changes everything"):
         convert(edited(folder, tmp_path / "edited", lora_alpha=300), tmp_path / "a.gguf", Options(base=base))
-
-
-def test_a_converted_adapter_knows_its_base(
-    adapted: Callable[[str], tuple[Any, Path, Path]], oracle: Callable[[str], Any], tmp_path: Path
-) -> None:
-    """The fingerprint holds through quantization, and tells a base from another of the same shape."""
-    import torch
-
-    _, folder, base = adapted("plain")
-    convert(base, tmp_path / "q8.gguf", Options(quantization="Q8_0", verify=False))
-    convert(folder, tmp_path / "a.gguf", Options(base=tmp_path / "q8.gguf", verify=False))
-    convert(tmp_path / "a.gguf", tmp_path / "back", Options(to="hf", base=base))
-    import copy
-
-    other = copy.deepcopy(oracle("llama"))
-    with torch.no_grad():
-        other.model.norm.weight.mul_(1.01)
-    other.save_pretrained(tmp_path / "other")
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / "other" / file).write_bytes((base / file).read_bytes())
-    with pytest.raises(ZephyraError, match="fingerprints differ"):
-        convert(tmp_path / "a.gguf", tmp_path / "back2", Options(to="hf", base=tmp_path / "other"))
-    convert(tmp_path / "other", tmp_path / "other.gguf", Options(quantization="Q8_0", verify=False))
-    with pytest.raises(ZephyraError, match="trained on another base"):
-        check_gguf(tmp_path / "a.gguf", base=read_header(tmp_path / "other.gguf"))
 
 
 def test_a_blend_has_pefts_logits(

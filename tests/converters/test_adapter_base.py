@@ -1,0 +1,59 @@
+"""Whose base an adapter is: fingerprints, and what is said where nothing proves it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.converters.conftest import edited
+from zephyra_converters.convert import Options, convert
+from zephyra_converters.gguf_check import check_gguf
+from zephyra_converters.gguf_header import read_header
+from zephyra_fusion.errors import ZephyraError
+
+
+def test_a_converted_adapter_knows_its_base(
+    adapted: Callable[[str], tuple[Any, Path, Path]], oracle: Callable[[str], Any], tmp_path: Path
+) -> None:
+    """The fingerprint holds through quantization, and tells a base from another of the same shape."""
+    import torch
+
+    _, folder, base = adapted("plain")
+    convert(base, tmp_path / "q8.gguf", Options(quantization="Q8_0", verify=False))
+    convert(folder, tmp_path / "a.gguf", Options(base=tmp_path / "q8.gguf", verify=False))
+    convert(tmp_path / "a.gguf", tmp_path / "back", Options(to="hf", base=base))
+    import copy
+
+    other = copy.deepcopy(oracle("llama"))
+    with torch.no_grad():
+        other.model.norm.weight.mul_(1.01)
+    other.save_pretrained(tmp_path / "other")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "other" / file).write_bytes((base / file).read_bytes())
+    with pytest.raises(ZephyraError, match="fingerprints differ"):
+        convert(tmp_path / "a.gguf", tmp_path / "back2", Options(to="hf", base=tmp_path / "other"))
+    convert(tmp_path / "other", tmp_path / "other.gguf", Options(quantization="Q8_0", verify=False))
+    with pytest.raises(ZephyraError, match="trained on another base"):
+        check_gguf(tmp_path / "a.gguf", base=read_header(tmp_path / "other.gguf"))
+
+
+def test_a_base_that_cannot_be_verified_is_warned_about(
+    adapted: Callable[[str], tuple[Any, Path, Path]], tmp_path: Path
+) -> None:
+    """Its config alone gives the order of rows, and so the same file."""
+    _, folder, base = adapted("plain")
+    options = Options(base=base, verify=False)
+    assert convert(folder, tmp_path / "a.gguf", options).warnings == ()  # its own folder's name
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "config.json").write_bytes((base / "config.json").read_bytes())
+    other = edited(folder, tmp_path / "edited", base_model_name_or_path="somebody/model")
+    first, second = convert(other, tmp_path / "b.gguf", Options(base=tmp_path / "config")).warnings
+    assert "names 'somebody/model' as its base" in first and "--verify-text" in first and "no weights" in second
+    (a, b), read = (read_header(tmp_path / name) for name in ("a.gguf", "b.gguf")), tmp_path
+    for name, tensor in a.tensors.items():
+        assert (read / "a.gguf").read_bytes()[tensor.offset :][: tensor.size] == (
+            (read / "b.gguf").read_bytes()[b.tensors[name].offset :][: tensor.size]
+        )
