@@ -77,7 +77,11 @@ class StaticStep:
     def _state(self) -> tuple[object, ...]:
         """What a captured graph has burned in: where the weights lie, which adapters are on."""
         layers = [layer for _, layer in adapted_layers(self.model)]
-        return self.model.lm_head.weight.data_ptr(), len(layers), layers[0].mix.version if layers else 0
+        if not layers:
+            return (self.model.lm_head.weight.data_ptr(),)
+        mix = layers[0].mix
+        numbers = tuple((name, weight) for name, weight in mix.weights.items() if isinstance(weight, float))
+        return self.model.lm_head.weight.data_ptr(), len(layers), mix.version, numbers
 
     def _capture(self) -> None:
         self.graph = self.logits = None

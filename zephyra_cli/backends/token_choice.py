@@ -20,7 +20,7 @@ class TokenChoice:
         import torch
 
         self._params, self._constraint = params, constraint
-        self._history = list(prompt)
+        self._history, self._proven = list(prompt), False
         self._random = torch.Generator().manual_seed(params.seed)
 
     def __call__(self, logits: Any) -> int:
@@ -29,8 +29,10 @@ class TokenChoice:
         from zephyra_fusion.constraint import allowed
         from zephyra_fusion.sampling import sample
 
-        if math.isnan(float(logits[0])):
-            raise ZephyraError("the model computes no numbers (NaN)", hint="its weights are damaged")
+        if not self._proven:  # once: every look at a number waits for the device
+            if math.isnan(float(logits.sum())):
+                raise ZephyraError("the model computes no numbers (NaN)", hint="its weights are damaged")
+            self._proven = True
         if self._constraint is not None:
             mask = torch.from_numpy(allowed(self._constraint.mask(), len(logits)).copy())
             logits = logits.masked_fill(~mask.to(logits.device), float("-inf"))

@@ -34,7 +34,7 @@ class AdapterMix:
         self.weights: dict[str, Weight] = {}
         self.sparse: frozenset[str] = frozenset()  # adapters that some sequences of the batch do without
         self.fused: tuple[str, ...] = ()  # adapters that the layers' own AdapterFusion weighs
-        self.version = 0  # rises with every change, of the adapters themselves too
+        self.version = 0  # rises when adapters come or go, and with a choice that is no plain numbers
         self._pairs: dict[tuple[tuple[str, float], ...], Pairs] = {}
 
     def choose(self, weights: Mapping[str, Weight], fused: Sequence[str] = ()) -> None:
@@ -49,7 +49,7 @@ class AdapterMix:
             if isinstance(weight, Tensor) and not weight.requires_grad and bool((weight == 0).any())
         )
         self._pairs = {}
-        self.version += 1
+        self.version += not plain or bool(fused)
 
     def pairs(self, scaled: Sequence[tuple[str, float]]) -> Pairs:
         """Of these sparse adapters, each with a layer's scaling of it; computed once a mix."""

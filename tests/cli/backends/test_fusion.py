@@ -199,3 +199,26 @@ def test_what_cannot_run_is_refused(tiny_gguf: Path, tmp_path: Path) -> None:
 def test_choosing_imports_no_torch(zephyra: Run, tiny_pack: Path) -> None:
     done = zephyra("generate", "-m", tiny_pack, "-n", "1", "hi", PYTHONPROFILEIMPORTTIME="1")
     assert done.returncode == 0 and b"| torch\n" not in done.stderr and b"zephyra_cli.backends.choice" in done.stderr
+
+
+def test_a_fixed_cache_gives_the_growing_ones_text(tiny_gguf: Path) -> None:
+    """What runs on CUDA, without its graphs: the same tokens, guesses and rewinds included."""
+    from zephyra_cli.backends.fusion_context import FusionContext
+
+    torch = FusionBackend(tiny_gguf, device="cpu", threads=1)
+    both = [FusionContext(torch._model, 128, static=static) for static in (False, True)]
+    for prompt in (PROMPT, [*PROMPT[:6], 7, 8, 9], PROMPT * 3):
+        seen = []
+        for context in both:
+            cached = context.rewind(prompt)
+            context.decode(prompt[cached:])
+            chosen = [int(context.logits[-1].argmax())]
+            context.decode(chosen, (3, 4, 5))
+            chosen.append(int(context.logits[0].argmax()))
+            context.drop_guesses()
+            for _ in range(4):
+                context.decode(chosen[-1:])
+                chosen.append(int(context.logits[-1].argmax()))
+            seen.append((cached, chosen))
+        assert seen[0] == seen[1]
+    torch.close()
