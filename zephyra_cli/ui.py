@@ -147,7 +147,11 @@ def _fitted(text: str) -> str:
     return "\n".join(lines)
 
 
+_PAGE = 2000  # characters
+
+
 def complain(message: str, hint: str | None) -> None:
-    note(f"error: {message}")
+    """An error's words come in part from files: what is longer than a page of them helps nobody."""
+    note(f"error: {message if len(message) <= _PAGE else message[:_PAGE] + '…'}")
     if hint:
         note(f"hint: {hint}")

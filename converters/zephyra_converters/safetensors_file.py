@@ -113,7 +113,7 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[tuple[int, ...], str, int
             raise TypeError
     except (KeyError, TypeError, ValueError):
         raise ZephyraError(f"{path}: the header entry of tensor '{name}' is malformed") from None
-    if dtype not in ITEM_SIZE:
+    if not isinstance(dtype, str) or dtype not in ITEM_SIZE:
         raise ZephyraError(f"{path}: tensor '{name}' has type '{dtype}', known: {', '.join(ITEM_SIZE)}")
     return shape, dtype, begin, end
 
