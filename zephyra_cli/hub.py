@@ -21,6 +21,10 @@ LONGEST_WAIT_S = 120.0  # that a server may ask for
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
 _REFERENCE = re.compile(r"hf:(?P<repository>[^/@:]+/[^/@:]+)(?:@(?P<revision>[^:]+))?(?::(?P<part>.+))?")
 
+_ADDRESS = re.compile(
+    r"(?:https?://[^/]+/)?(?P<repository>[\w.-]+/[\w.-]+)(?:/(?:tree|blob|resolve)/(?P<revision>[^/]+).*)?/?"
+)
+
 T = TypeVar("T")
 
 
@@ -37,10 +41,11 @@ class Reference:
         """ZephyraError: it is none."""
         match = _REFERENCE.fullmatch(text)
         if match is None:
-            raise ZephyraError(
-                f"'{text}' is no reference to the hub",
-                hint="hf:owner/name, hf:owner/name@revision, hf:owner/name:Q4_K_M",
-            )
+            forms = "hf:owner/name, hf:owner/name@revision, hf:owner/name:Q4_K_M"
+            address = _ADDRESS.fullmatch(text)
+            revision = f"@{address['revision']}" if address and address["revision"] else ""
+            meant = f"did you mean hf:{address['repository']}{revision}?" if address else forms
+            raise ZephyraError(f"'{text}' is no reference to the hub", hint=meant)
         from huggingface_hub.utils import HFValidationError, validate_repo_id
 
         try:

@@ -94,6 +94,11 @@ def find(reference: str, *, offline: bool = False) -> Pack:
     if path.exists():
         raise ZephyraError(f"'{path}' is no model", hint="a model is a pack's folder or a .gguf file")
     if _is_name(reference):
+        if (home() / "models" / f".{reference}.old").exists():  # an update was killed between its two renames
+            from zephyra_cli.install import recover
+
+            recover()
+            return find(reference, offline=offline)
         known = [model.name for model in _installed()]
         raise ZephyraError(f"model '{reference}' is not installed", hint=did_you_mean(reference, known))
     raise ZephyraError(f"no such model: '{path}' does not exist")

@@ -197,9 +197,14 @@ def test_names_that_become_no_paths(names: list[str], message: str) -> None:
 def test_references() -> None:
     assert Reference.parse("hf:o/n@v1.0:Q4_K_M") == Reference("o/n", "v1.0", "Q4_K_M")
     assert str(Reference.parse("hf:o/n:a/b.gguf")) == "hf:o/n:a/b.gguf"
-    for text in ("hf:o", "o/n", "hf:o/n/m", "hf:../n", "hf:o/n@", "hf:"):
+    for text in ("hf:o", "hf:o/n/m", "hf:../n", "hf:o/n@", "hf:"):
         with pytest.raises(ZephyraError):
             Reference.parse(text)
+    pasted = {"o/n": "hf:o/n", "https://huggingface.co/o/n": "hf:o/n", "https://hf.co/o/n/tree/v1": "hf:o/n@v1"}
+    for text, meant in pasted.items():
+        with pytest.raises(ZephyraError) as caught:
+            Reference.parse(text)
+        assert caught.value.hint == f"did you mean {meant}?"
 
 
 def test_the_commands_over_what_is_here(hub: Hub, pulled: Pull, tiny_pack: Path, zephyra: Run) -> None:

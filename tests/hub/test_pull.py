@@ -178,6 +178,8 @@ def test_a_killed_installation_is_put_right(hub: Hub, pulled: Pull, tiny_pack: P
     root = pulled("hf:ada/tiny").root
     os.rename(root, root.with_name(".tiny.old"))  # killed between the two renames of an update
     root.with_name(".tiny.new").mkdir()
+    assert store.find("tiny").root == root
+    os.rename(root, root.with_name(".tiny.old"))
     before = hub.sent("/cdn/")
     pulled("hf:ada/tiny")
     assert [path.name for path in root.parent.iterdir()] == ["tiny"]
