@@ -70,7 +70,7 @@ class NgramDraft:
 
 
 FIRST_PAUSE, LONGEST_PAUSE = 64, 4096  # tokens without a draft after one that did not pay; each time twice as many
-TRIAL = 3  # tokens of the draft that finds out whether it pays again
+TRIALS = (1, 3, 7, 15)  # tokens of the drafts that find out whether it pays: each after one that was right altogether
 WORTH = 1.05  # a draft must promise this much more speed
 _MEMORY = 0.9  # share of the past acceptance that is kept at each step
 
@@ -80,7 +80,9 @@ class DraftLength:
 
     A step that verifies k drafted tokens at an acceptance of p gives 1 + p + … + p^k tokens. What it costs is
     measured for every length, drafting included, and compared with that of a plain step. Where nothing pays there is a
-    pause, then one trial, then a pause twice as long. One object lives as long as model and draft do.
+    pause, then a trial, then a pause twice as long. A trial begins with one token, for it may be wrong, and grows as
+    long as it is right, for some processors gain by many tokens at once only. One object lives as long as model and
+    draft do.
     """
 
     def __init__(self, longest: int = LONGEST_DRAFT) -> None:
@@ -89,7 +91,7 @@ class DraftLength:
         self._drafting = 0.0  # seconds for a drafted token
         self._hits, self._tries = 1.0, 2.0
         self._pause, self._next_pause = 0, FIRST_PAUSE
-        self._trial = True
+        self._trial: int | None = 0  # which of TRIALS is next
 
     @property
     def acceptance(self) -> float:
@@ -107,14 +109,14 @@ class DraftLength:
             return 0
         if 1 not in self._seconds:
             return 0  # the first step shows what a plain one costs
-        if self._trial:
-            return min(TRIAL, self.longest)
+        if self._trial is not None:
+            return min(TRIALS[self._trial], self.longest)
         best = max(range(1, self.longest + 1), key=self._rate)
         if self._rate(best) > WORTH * self._rate(0):
             self._next_pause = FIRST_PAUSE
             return best
         self._pause, self._next_pause = self._next_pause, min(2 * self._next_pause, LONGEST_PAUSE)
-        self._trial = True
+        self._trial = 0
         return 0
 
     def observe(self, drafted: int, accepted: int, seconds: float, drafting_seconds: float = 0.0) -> None:
@@ -124,8 +126,11 @@ class DraftLength:
         self._seconds[drafted + 1] = known + (0.5 if seconds < known else 0.1) * (seconds - known)
         if not drafted:
             return
-        if self._trial:
-            self._trial, self._hits, self._tries = False, 0.5, 1.0
+        if self._trial == 0:
+            self._hits, self._tries = 0.5, 1.0
+        if self._trial is not None:
+            right = accepted == drafted and self._trial + 1 < len(TRIALS)
+            self._trial = self._trial + 1 if right else None
         self._hits = _MEMORY * self._hits + accepted
         self._tries = _MEMORY * self._tries + accepted + (accepted < drafted)
         each = drafting_seconds / drafted

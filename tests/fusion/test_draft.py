@@ -79,6 +79,14 @@ def test_the_length_follows_the_acceptance() -> None:
     assert long.next() > short.next() > 0
 
 
+def test_a_processor_that_gains_by_many_tokens_only() -> None:
+    """Zen 3, one thread, 500 M weights in Q8_0 (docs/LOG.md): 4 at once cost 3.2, 16 cost 7.5."""
+    known = {1: 1.0, 2: 2.6, 4: 3.1, 8: 4.5, 16: 7.4}
+    cost = {n: min(known[m] for m in known if m >= n) for n in LARGE}
+    assert run(DraftLength(), 400, 1.0, cost) < 400 / 1.6
+    assert run(DraftLength(), 400, 0.2, cost) < 400 / 0.97
+
+
 def test_one_slow_step_does_not_end_it() -> None:
     length = DraftLength()
     run(length, 200, 0.95, LARGE)

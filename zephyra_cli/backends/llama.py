@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from array import array
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from zephyra_cli.backends.adapters import Adapters, mix_of
 from zephyra_cli.backends.kv import Context, ContextPool, ContextSettings, Mix
 from zephyra_cli.backends.kv_size import KV_TYPES, cache_sizes
-from zephyra_cli.backends.library import library, take_errors
+from zephyra_cli.backends.library import library
 from zephyra_cli.backends.prompt_cache import PromptCache
 from zephyra_cli.backends.prompt_folder import PromptFolder
 from zephyra_cli.backends.protocol import GenerationUsage, Job
 from zephyra_cli.backends.sampler import Sampler
-from zephyra_cli.backends.self_test import extra_buffers_allowed
 from zephyra_cli.backends.slots import Event, Loaded, SlotContext, Slots
 from zephyra_cli.backends.speculation import Speculation
 from zephyra_cli.backends.vocabulary import Vocabulary
+from zephyra_cli.backends.weights import load_weights, parameters
 from zephyra_cli.devices import usable_cores, usable_memory
 from zephyra_converters.gguf_check import check_model
 from zephyra_converters.gguf_shapes import DECODERS
@@ -45,7 +45,8 @@ class LlamaBackend:
     flash_attention: default: on, except for heads of at most 64, which it slows down. With it, from 512 tokens of
         cache on, the last bits of the logits depend on the number of threads.
     extra_buffers: let llama.cpp repack the weights (AMX, interleaved rows): faster for long work, slower to start.
-        One-shot runs leave it off. Where the library's AMX build may be broken, `self_test` has the last word.
+        Default: for large models in types that gain by it. Where the library's AMX build may be broken, `self_test`
+        has the last word.
     live_mixes, kv_memory: adapter mixes whose cache is kept, and the bytes that they may take together (default: a
         quarter of the memory); the one in use is kept whatever it takes.
     prompt_folder: where prompts that were read are kept for later processes.
@@ -66,7 +67,7 @@ class LlamaBackend:
         n_batch: int = 256,
         kv_type: str = "f16",
         flash_attention: bool | None = None,
-        extra_buffers: bool = False,
+        extra_buffers: bool | None = None,
         live_mixes: int = 8,
         kv_memory: int | None = None,
         prompt_folder: PromptFolder | None = None,
@@ -88,12 +89,7 @@ class LlamaBackend:
         heads = self._number("attention.head_count")
         head = self._number("attention.key_length", self._number("embedding_length") // heads)
         self._lib = library()
-        params = self._lib.llama_model_default_params()
-        params.n_gpu_layers = 0
-        params.use_extra_bufts = extra_buffers_allowed(extra_buffers)
-        self._model = self._lib.llama_model_load_from_file(os.fsencode(path), params)
-        if not self._model:
-            raise ZephyraError(f"llama.cpp cannot load {path}: {take_errors()}")
+        self._model: Any = load_weights(self._lib, header, extra_buffers)
         self._vocabulary = Vocabulary(self._lib, self._model, self.vocab_size)
         self.threads = min(threads or _DEFAULT_THREADS, usable_cores())
         self._settings = ContextSettings(
@@ -161,7 +157,7 @@ class LlamaBackend:
     @cached_property
     def parameters(self) -> int:
         """Weights of the base."""
-        return sum(math.prod(tensor.shape) for tensor in self._header.tensors.values())
+        return parameters(self._header)
 
     def cached_tokens(self, prompt: Sequence[int], weights: Mapping[str, float]) -> int:
         return self._pool.cached(mix_of(weights), prompt)
