@@ -130,15 +130,25 @@ def allowed(mask: bytes, size: int) -> np.ndarray:
 
 def _within(seconds: float, build: Callable[[], Any], what: str) -> Any:
     """What `build` gives. It runs beside, so that neither time nor Ctrl-C are lost in it."""
-    result: list[Any] = []
-    worker = threading.Thread(target=lambda: result.append(build()), daemon=True)
+    results: list[Any] = []
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(build())
+        except BaseException as error:  # a panic in Rust is no Exception
+            failures.append(error)
+
+    worker = threading.Thread(target=run, daemon=True)
     worker.start()
     worker.join(seconds)
-    if not result:
+    if failures:
+        raise ZephyraError(f"the {what} cannot be used: {str(failures[0])[:300]}")
+    if not results:
         raise ZephyraError(
             f"the {what} takes longer than {seconds:g} s to prepare", hint="fewer properties, values or repetitions"
         )
-    return result[0]
+    return results[0]
 
 
 def _llguidance() -> Any:

@@ -188,6 +188,14 @@ def test_what_takes_too_long_to_build_is_given_up(monkeypatch: pytest.MonkeyPatc
         constraint.check(SamplingParams(schema=json.dumps({"type": "object", "properties": properties})))
 
 
+def test_a_fault_in_the_library_is_an_error() -> None:
+    def fail() -> None:
+        raise BaseException("a panic")
+
+    with pytest.raises(ZephyraError, match="the schema cannot be used: a panic"):
+        constraint._within(5.0, fail, "schema")
+
+
 def test_what_explodes_while_it_is_followed_is_given_up(bytewise: TokenTable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constraint, "MOST_ITEMS", 100)
     state = Constraint(SamplingParams(grammar="root ::= a*\na ::= b*\nb ::= [x]*"), bytewise)
