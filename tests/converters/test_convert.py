@@ -238,6 +238,19 @@ def test_a_pack_that_does_not_fit_together_is_refused(pack_sources: dict[str, Pa
     assert not list(tmp_path.iterdir())
 
 
+def test_a_pack_keeps_its_bases_own_template(pack_sources: dict[str, Path], tmp_path: Path) -> None:
+    """In the base's file; the manifest says that it holds none of its own."""
+    from zephyra_cli.pack import Pack
+
+    source, template = changed(pack_sources["base"], tmp_path / "own"), "{{ messages[0]['content'] }}<|end|>"
+    (source / "chat_template.jinja").write_text(template)
+    options = Options(adapters={"law": pack_sources["law"]}, quantization="F16", verify=False)
+    report = convert(source, tmp_path / "pack", options)
+    assert "nothing in it proves" in report.warnings[0]  # the copy has another name
+    assert Pack.read(tmp_path / "pack").chat is None
+    assert read_header(tmp_path / "pack" / "base.gguf").metadata["tokenizer.chat_template"] == template
+
+
 def test_pack_dry_run(pack_sources: dict[str, Path], tmp_path: Path) -> None:
     report = convert(pack_sources["base"], tmp_path / "pack", pack_options(pack_sources, dry_run=True))
     assert report.dry_run and len(report.parts) == 4 and not list(tmp_path.iterdir())
