@@ -185,7 +185,10 @@ def planned_types(hollow: Path, wanted: Quantization) -> dict[str, str]:
         code = lib.llama_model_quantize(os.fsencode(hollow), b"", ctypes.byref(params))
     del kept
     if code != 0:
-        raise ZephyraError(f"llama.cpp cannot quantize this model to {wanted.name}")
+        raise ZephyraError(
+            f"llama.cpp cannot quantize this model to {wanted.name}",
+            hint="its blocks do not divide this model's rows, and that type has nothing to fall back to",
+        )
     lines = _PLANNED.findall(said.decode(errors="replace"))
     return {name: (new or old).upper() for name, old, new in lines}
 

@@ -9,13 +9,14 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from zephyra_converters.gguf_file import Planned, tensor_bytes, write_header
 from zephyra_converters.gguf_write import GGUFPlan, type_of
 from zephyra_converters.quantize import QUANTIZATIONS, UNQUANTIZED, Quantization, planned_types
 from zephyra_fusion.config import SLIDING, FusionConfig
+from zephyra_fusion.errors import ZephyraError
 
 _ALIGNMENT = 32
 TOKENS = 4096  # of a context that memory is estimated for
@@ -29,12 +30,13 @@ def planned_size(plan: GGUFPlan, wanted: Quantization) -> tuple[int, dict[str, i
 
 
 def sizes_by_type(plan: GGUFPlan) -> dict[str, int]:
-    """Bytes of the file in every type that llama.cpp writes."""
+    """Bytes of the file in every type that llama.cpp writes of this model."""
+    sizes = {}
     with _folder() as folder:
-        sizes = {}
         for name in QUANTIZATIONS:
-            sizes[name] = _size(plan, Quantization(name=name), folder)[0]
-        return sizes
+            with suppress(ZephyraError):  # types without a fallback for rows that their blocks do not divide
+                sizes[name] = _size(plan, Quantization(name=name), folder)[0]
+    return sizes
 
 
 def memory_needed(config: FusionConfig, file_bytes: int) -> int:
