@@ -32,7 +32,7 @@ DOMAINS = {
 }
 
 
-EXAMPLES, EXAMPLES_OF_A_DOMAIN = "router_examples.jsonl.gz", 80
+FEATURES, EXAMPLES_OF_A_DOMAIN = "router_features.jsonl.gz", 80
 
 
 def make_pack(runs: Path, data: Path) -> None:
@@ -53,20 +53,22 @@ def make_pack(runs: Path, data: Path) -> None:
     )
     for part in convert(runs / "base", NANO, options).parts:
         print(part.file, part.quantization, part.bytes, part.verification)
-    put_examples(NANO, data)
+    put_features(NANO, data)
 
 
-def put_examples(pack: Path, data: Path) -> None:
-    """What the pack's router needs to learn a newcomer: some prompts of every domain and of none."""
-    from zephyra_cli.examples import Example, write_examples
+def put_features(root: Path, data: Path) -> None:
+    """What the pack's router needs to learn a newcomer: features of some prompts of every domain and of none."""
+    from zephyra_cli.examples import Example
+    from zephyra_cli.pack import Pack
+    from zephyra_cli.router_features import look_at, write_features
     from zephyra_fusion.train.router_data import drawn_examples
 
-    manifest = json.loads((pack / "zephyra.json").read_text(encoding="utf-8"))
+    manifest = json.loads((root / "zephyra.json").read_text(encoding="utf-8"))
     drawn = drawn_examples(data, manifest["router"]["labels"], EXAMPLES_OF_A_DOMAIN)
-    write_examples(pack / EXAMPLES, [Example(prompt, label) for prompt, label in drawn])
-    manifest["router"]["examples"] = EXAMPLES
-    record(manifest, pack, EXAMPLES, ORIGIN)
-    (pack / "zephyra.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_features(root / FEATURES, look_at(Pack.read(root), [Example(prompt, label) for prompt, label in drawn]))
+    manifest["router"]["features"] = FEATURES
+    record(manifest, root, FEATURES, ORIGIN)
+    (root / "zephyra.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def record(manifest: dict[str, Any], pack: Path, file: str, source: str) -> None:

@@ -65,7 +65,7 @@ EAGER = {
 FLOORS = [
     {"backends.protocol", "conversations", "database", "devices", "domain", "interruption", "pack", "prompt", "routing"}
     | {"settings", "text", "home_file", "config_file", "code_block", "prompt_template"}
-    | {"held_out", "calibration", "likelihood", "detectors", "examples", "manifest"}
+    | {"held_out", "calibration", "likelihood", "detectors", "examples", "router_features", "manifest"}
     | {"structure"},
     {"backends"},
     {"bare", "isolated_engine", "loading", "prompt_router", "template"},

@@ -1,4 +1,4 @@
-"""Example prompts: a user's file of one domain's, and the labelled ones that a pack keeps for newcomers."""
+"""Example prompts, as users give them: of one domain, or labelled with theirs."""
 
 from __future__ import annotations
 
@@ -35,18 +35,14 @@ def read_examples(path: Path) -> list[Example]:
     """`{"prompt": …, "domain": …}` a line; `none` is the domain of prompts that are the base's."""
     found = [
         Example(_text(entry, "prompt", path, number)[:LONGEST], _text(entry, "domain", path, number))
-        for number, entry in _objects(_lines(path), path)
+        for number, entry in read_objects(path)
     ]
     return list(dict.fromkeys(found))
 
 
-def write_examples(path: Path, examples: Iterable[Example]) -> None:
-    """The same bytes for the same examples."""
-    text = "".join(
-        json.dumps({"prompt": example.prompt, "domain": example.domain}, ensure_ascii=False) + "\n"
-        for example in examples
-    )
-    path.write_bytes(gzip.compress(text.encode("utf-8", "replace"), mtime=0))
+def read_objects(path: Path) -> Iterable[tuple[int, dict[str, object]]]:
+    """(line number, JSON object) of each line that is not empty; the file may be packed by gzip."""
+    return _objects(_lines(path), path)
 
 
 def _lines(path: Path) -> Sequence[str]:

@@ -69,7 +69,7 @@ class Pack:
     router_file: str = ""
     newcomers: tuple[Detector, ...] = ()
     newcomers_file: str = ""
-    examples_file: str = ""
+    features_file: str = ""
     draft: str | None = None
     chat: ChatTemplate | None = ZEPHYRA
     generation: SamplingParams = SamplingParams()
@@ -145,7 +145,7 @@ class Pack:
     def used(self) -> list[str]:
         """The files that an answer may need."""
         named = [self.base, *(adapter.file for adapter in self.adapters.values()), self.router_file]
-        named += [self.newcomers_file, self.examples_file, self.draft or ""]
+        named += [self.newcomers_file, self.features_file, self.draft or ""]
         return [name for name in named if name]
 
     @property
@@ -250,7 +250,7 @@ def _routing(entry: Mapping[str, Any], adapters: Mapping[str, Adapter]) -> dict[
         "router_file": _file(entry, "router."),
         "newcomers": detectors,
         "newcomers_file": _file(newcomers, "router.newcomers.") if detectors else "",
-        "examples_file": safe_path(take(entry, "examples", str, "router.")) if "examples" in entry else "",
+        "features_file": safe_path(take(entry, "features", str, "router.")) if "features" in entry else "",
     }
 
 

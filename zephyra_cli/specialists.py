@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from zephyra_cli.examples import Example, read_examples, write_examples
+from zephyra_cli.examples import Example
 from zephyra_cli.pack import Pack, check_domain_name
 from zephyra_cli.pack_change import PackChange
+from zephyra_cli.router_features import look_at, read_features, write_features
 from zephyra_fusion.errors import ZephyraError, did_you_mean
 from zephyra_fusion.router import NONE
+
+if TYPE_CHECKING:
+    from zephyra_converters.newcomers import Sample
 
 Report = dict[str, Any]
 Progress = Callable[[int, int | None, str], None]
@@ -58,9 +62,9 @@ def add(pack: Pack, newcomer: Newcomer, progress: Progress) -> Report:
         report: Report = {"domain": newcomer.name, "adapter": {"file": file, **entry}, "router": None}
         if pack.router is not None and newcomer.prompts:
             progress(1, 3, "router")
-            kept = [*_kept(pack), *newcomer.others]
-            mine = [Example(prompt, newcomer.name) for prompt in newcomer.prompts]
-            report["router"] = _teach(change, [*kept, *mine], [*_newcomers(pack), newcomer.name])[newcomer.name]
+            given = [*newcomer.others, *(Example(prompt, newcomer.name) for prompt in newcomer.prompts)]
+            samples = [*_kept(pack), *look_at(pack, given)]
+            report["router"] = _teach(change, samples, [*_newcomers(pack), newcomer.name])[newcomer.name]
         progress(2, 3, "manifest")
         return _done(change, report)
 
@@ -71,8 +75,8 @@ def remove(pack: Pack, name: str) -> Report:
     with PackChange(pack) as change:
         change.drop(change.manifest["adapters"].pop(name)["file"])
         rename = {label: NONE for label in _labels_of(pack, name)}
-        kept = [Example(e.prompt, NONE) if e.domain == name and rename else e for e in _kept(pack)]
-        kept = [example for example in kept if example.domain != name]
+        kept = [replace(s, domain=NONE) if s.domain == name and rename else s for s in _kept(pack)]
+        kept = [sample for sample in kept if sample.domain != name]
         _reroute(change, pack, rename, kept, [other for other in _newcomers(pack) if other != name])
         return _done(change, {"domain": name})
 
@@ -107,7 +111,7 @@ def merge(
         said = "; ".join(filter(None, descriptions))
         change.manifest["adapters"][into] = {"file": file, "description": said, **entry}
         rename = {label: into for name in names for label in _labels_of(pack, name)}
-        kept = [Example(e.prompt, into) if e.domain in names else e for e in _kept(pack)]
+        kept = [replace(s, domain=into) if s.domain in names else s for s in _kept(pack)]
         newcomers = [name for name in _newcomers(pack) if name not in names]
         newcomers += [into] if len(newcomers) < len(_newcomers(pack)) else []
         _reroute(change, pack, rename, kept, newcomers)
@@ -169,9 +173,9 @@ def _check_examples(pack: Pack, newcomer: Newcomer) -> None:
             f"there are {len(newcomer.prompts)} different examples of '{newcomer.name}', the router needs {FEWEST}",
             hint="30 to 50 prompts as users would type them make a good start",
         )
-    if not pack.examples_file and not newcomer.others:
+    if not pack.features_file and not newcomer.others:
         raise ZephyraError(
-            f"model '{pack.name}' keeps no examples of its other domains, so its router cannot learn a new one",
+            f"model '{pack.name}' keeps nothing of its other domains, so its router cannot learn a new one",
             hint='--others FILE gives some ({"prompt": …, "domain": …} a line); without --examples the domain joins '
             "for -d alone",
         )
@@ -187,12 +191,14 @@ def _newcomers(pack: Pack) -> list[str]:
     return [newcomer.name for newcomer in pack.newcomers]
 
 
-def _kept(pack: Pack) -> list[Example]:
-    return read_examples(pack.path(pack.examples_file)) if pack.examples_file else []
+def _kept(pack: Pack) -> list[Sample]:
+    if not pack.features_file or pack.router is None:
+        return []
+    return read_features(pack.path(pack.features_file), len(pack.router.labels))
 
 
 def _reroute(
-    change: PackChange, pack: Pack, rename: Mapping[str, str], kept: Sequence[Example], newcomers: Sequence[str]
+    change: PackChange, pack: Pack, rename: Mapping[str, str], kept: Sequence[Sample], newcomers: Sequence[str]
 ) -> None:
     """Who answers for which label now; the detectors learned again where there are any."""
     if pack.router is None:
@@ -200,7 +206,7 @@ def _reroute(
     answers = {**pack.router.answers, **rename}
     reached = {answers.get(label, label) for label in pack.router.labels} | set(newcomers)
     if not reached - {NONE}:
-        change.drop(pack.router_file, pack.newcomers_file, pack.examples_file)
+        change.drop(pack.router_file, pack.newcomers_file, pack.features_file)
         change.manifest["router"] = None
         return
     change.manifest["router"]["answers"] = answers
@@ -208,29 +214,20 @@ def _reroute(
         _teach(change, kept, newcomers)
 
 
-def _teach(change: PackChange, examples: Sequence[Example], newcomers: Sequence[str]) -> dict[str, Report]:
-    """Learn a detector of every newcomer against all other examples, and keep those for the next one."""
+def _teach(change: PackChange, samples: Sequence[Sample], newcomers: Sequence[str]) -> dict[str, Report]:
+    """Learn a detector of every newcomer against all other samples, and keep their features for the next one."""
     router = change.manifest["router"]
     before, license = change.pack(), change.manifest.get("license", "")
-    change.drop(before.newcomers_file, before.examples_file)
-    examples = list(dict.fromkeys(examples))
-    place = change.place("router_examples", ".jsonl.gz")
-    write_examples(place, examples)
-    router["examples"] = change.record(place, license=license, source="examples of the domains, for newcomers")
+    change.drop(before.newcomers_file, before.features_file)
+    samples = list(dict.fromkeys(samples))
+    place = change.place("router_features", ".jsonl.gz")
+    write_features(place, samples)
+    router["features"] = change.record(place, license=license, source="features of example prompts, for newcomers")
     router.pop("newcomers", None)
     if not newcomers:
         return {}
-    from zephyra_cli.engine import Engine
-    from zephyra_cli.settings import Settings
-    from zephyra_converters.newcomers import Sample, learn, write_newcomers
+    from zephyra_converters.newcomers import learn, write_newcomers
 
-    engine, samples = Engine.open(before, Settings(threads=1)), []  # at this size a second thread only waits
-    try:
-        for example in examples:
-            tokens, shares = engine.router.look(example.prompt)
-            samples.append(Sample(example.prompt, example.domain, tuple(tokens), tuple(shares.values())))
-    finally:
-        engine.close()
     rarity, learned = learn(before.path(before.base), newcomers, samples)
     place = change.place("router_newcomers", ".gguf")
     write_newcomers(place, rarity, learned)

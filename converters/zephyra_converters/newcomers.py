@@ -35,12 +35,15 @@ RIDGES = (0.1, 0.3, 1.0, 3.0)
 
 @dataclass(frozen=True)
 class Sample:
-    """A prompt as the router sees it: its window of token ids, the classifier's probability of each label."""
+    """A prompt as the router sees it: its different token ids, the classifier's probability of each label.
 
-    prompt: str
+    `prompt`: its text, for the report, where it is known; packs keep none.
+    """
+
     domain: str
     tokens: tuple[int, ...]
     shares: tuple[float, ...]
+    prompt: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +58,7 @@ class Learned:
     examples: int
     found: int
     others: Mapping[str, int]
-    taken: Sequence[tuple[str, str]]  # prompt, domain
+    taken: Sequence[tuple[str, str]]  # prompt (where it is known), domain
 
     def report(self) -> dict[str, Any]:
         count: dict[str, int] = {}
@@ -69,7 +72,7 @@ class Learned:
             "accuracy": round(self.found / self.examples, 4),
             "taken_from_domains": round(stolen / max(1, domains), 4),
             "taken": {domain: {"of": self.others[domain], "taken": number} for domain, number in count.items()},
-            "taken_prompts": [{"prompt": prompt, "domain": domain} for prompt, domain in self.taken],
+            "taken_prompts": [{"prompt": prompt, "domain": domain} for prompt, domain in self.taken if prompt],
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import shutil
@@ -14,8 +15,9 @@ import pytest
 from tests.cli.process import Run
 from zephyra_cli import specialists, store
 from zephyra_cli.engine import Engine
-from zephyra_cli.examples import Example, read_examples, read_prompts, write_examples
+from zephyra_cli.examples import Example, read_examples, read_prompts
 from zephyra_cli.pack import Pack
+from zephyra_cli.router_features import look_at, read_features, write_features
 from zephyra_cli.settings import Settings
 from zephyra_cli.specialists import Newcomer
 from zephyra_fusion.errors import ZephyraError
@@ -40,10 +42,10 @@ def pack(tiny_pack: Path, home: Path) -> Pack:
     root = home / "models" / "tiny"
     shutil.copytree(tiny_pack, root)
     others = [Example(prompt, domain) for domain in ("shell", "sql", "none") for prompt in prompts(domain, 40)]
-    write_examples(root / "router_examples.jsonl.gz", others)
+    write_features(root / "router_features.jsonl.gz", look_at(Pack.read(root), others))
     manifest = json.loads((root / "zephyra.json").read_text())
-    manifest["router"]["examples"] = "router_examples.jsonl.gz"
-    manifest["files"]["router_examples.jsonl.gz"] = {"sha256": "", "size": 0}
+    manifest["router"]["features"] = "router_features.jsonl.gz"
+    manifest["files"]["router_features.jsonl.gz"] = {"sha256": "", "size": 0}
     (root / "zephyra.json").write_text(json.dumps(manifest))
     return Pack.read(root)
 
@@ -74,7 +76,7 @@ def test_a_newcomer_is_learned_from_thirty_examples_and_nothing_is_forgotten(pac
     assert lost <= 1
     assert report["router"]["accuracy"] >= 0.9 and report["router"]["examples"] == len(set(music.prompts))
     assert changed.adapters["music"].rank == 4 and "music" in changed.routed
-    assert {"adapters/music.gguf", changed.newcomers_file, changed.examples_file} <= set(changed.files)
+    assert {"adapters/music.gguf", changed.newcomers_file, changed.features_file} <= set(changed.files)
     assert [line for line in store.verify(changed) if "unused" not in line] == []
 
 
@@ -186,7 +188,7 @@ def test_what_cannot_be_is_refused_and_changes_nothing(
 
 def test_a_pack_without_examples_says_what_it_lacks(tiny_pack: Path, tmp_path: Path, music: Newcomer) -> None:
     root = Path(shutil.copytree(tiny_pack, tmp_path / "plain"))
-    with pytest.raises(ZephyraError, match="keeps no examples of its other domains") as error:
+    with pytest.raises(ZephyraError, match="keeps nothing of its other domains") as error:
         add(Pack.read(root), music)
     assert "--others" in (error.value.hint or "")
     others = [Example(prompt, domain) for domain in ("shell", "sql", "none") for prompt in prompts(domain, 40)]
@@ -254,5 +256,32 @@ def test_example_files(tmp_path: Path) -> None:
     assert read_prompts(tmp_path / "a") == ["one", "two"]
     (tmp_path / "b").write_text('{"prompt": "one"}\n\n{"prompt": "two", "domain": "x"}\n')
     assert read_prompts(tmp_path / "b") == ["one", "two"]
-    write_examples(tmp_path / "c", [Example("ü", "x"), Example("b", "none")])
+    (tmp_path / "c").write_text('{"prompt": "ü", "domain": "x"}\n{"prompt": "b", "domain": "none"}\n')
     assert read_examples(tmp_path / "c") == [Example("ü", "x"), Example("b", "none")]
+
+
+def test_a_pack_keeps_features_and_no_text(pack: Pack, music: Newcomer) -> None:
+    add(pack, music)
+    changed = Pack.read(pack.root)
+    kept = read_features(changed.path(changed.features_file), 3)
+    assert len(kept) >= 100 and not any(sample.prompt for sample in kept)
+    assert all(list(sample.tokens) == sorted(set(sample.tokens)) for sample in kept)
+    with gzip.open(changed.path(changed.features_file), "rt") as lines:
+        assert set(json.loads(next(lines))) == {"domain", "tokens", "shares"}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"domain": "x", "tokens": [-1], "shares": [0, 0, 1]}', "no domain with its token ids"),
+        ('{"domain": "x", "tokens": [1.5], "shares": [0, 0, 1]}', "no domain with its token ids"),
+        ('{"tokens": [1], "shares": [0, 0, 1]}', "no domain with its token ids"),
+        ('{"domain": "x", "tokens": [1], "shares": [0, 1]}', "3 labels"),
+        ('{"domain": "x", "tokens": [1], "shares": [0, 1, NaN]}', "3 labels"),
+        ("[]", "no JSON object"),
+    ],
+)
+def test_damaged_features_are_refused(line: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "f").write_text(line + "\n")
+    with pytest.raises(ZephyraError, match=message):
+        read_features(tmp_path / "f", 3)

@@ -21,7 +21,7 @@ def samples() -> list[Sample]:
         for number in range(30):
             tokens = tuple(dice.randrange(low, high) for _ in range(dice.randrange(3, 9)))
             shares = (0.7, 0.2, 0.1) if domain in ("a", "b") else (0.1, 0.2, 0.7)
-            found.append(Sample(f"{domain}{number}", domain, tokens, shares))
+            found.append(Sample(domain, tokens, shares, f"{domain}{number}"))
     return found
 
 

@@ -225,4 +225,4 @@ def _show_router(router: dict[str, Any] | None, name: str, count: int) -> None:
     ui.write(ui.table(rows))
     for item in router["taken_prompts"][:5]:
         ui.note(f"  {item['domain']}: {item['prompt'][:100]}")
-    ui.note("note: each example was judged by what the others taught; the pack keeps them, for the next newcomer")
+    ui.note("note: each example was judged by what the others taught; the pack keeps their features, not their text")

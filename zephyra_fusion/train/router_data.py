@@ -39,7 +39,7 @@ _LONGEST = 400  # characters of an example
 
 
 def drawn_examples(data: Path, labels: Sequence[str], count: int, seed: int = 0) -> list[tuple[str, str]]:
-    """(prompt, label): what a pack carries so that its router can learn a newcomer; `count` a domain, thrice for none.
+    """(prompt, label): whose features a pack carries, for newcomers to its router; `count` a domain, thrice for none.
 
     Half of what stands for none is chat, half sentences; only what may be passed on.
     """

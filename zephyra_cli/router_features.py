@@ -1,0 +1,67 @@
+"""What a pack keeps of example prompts so that its router can learn a newcomer: features, never the prompts."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zephyra_cli.examples import Example, read_objects
+from zephyra_fusion.errors import ZephyraError
+
+if TYPE_CHECKING:
+    from zephyra_cli.pack import Pack
+    from zephyra_converters.newcomers import Sample
+
+MOST_TOKENS = 4096  # of one example
+
+
+def look_at(pack: Pack, examples: Sequence[Example]) -> list[Sample]:
+    """The examples as the pack's router sees them; their prompts are kept for reports alone."""
+    from zephyra_cli.engine import Engine
+    from zephyra_cli.settings import Settings
+    from zephyra_converters.newcomers import Sample
+
+    engine, samples = Engine.open(pack, Settings(threads=1)), []  # at this size a second thread only waits
+    try:
+        for example in dict.fromkeys(examples):
+            tokens, shares = engine.router.look(example.prompt)
+            rounded = tuple(round(share, 4) for share in shares.values())
+            samples.append(Sample(example.domain, tuple(sorted(set(tokens))), rounded, example.prompt))
+    finally:
+        engine.close()
+    return samples
+
+
+def read_features(path: Path, labels: int) -> list[Sample]:
+    """`{"domain", "tokens", "shares"}` a line. ZephyraError: a line that is anything else."""
+    from zephyra_converters.newcomers import Sample
+
+    def integers(value: Any) -> bool:
+        return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**31 for n in value)
+
+    def shares(value: Any) -> bool:
+        numbers = isinstance(value, list) and all(type(n) in (int, float) and math.isfinite(n) for n in value)
+        return numbers and len(value) == labels
+
+    samples = []
+    for number, entry in read_objects(path):
+        domain, tokens = entry.get("domain"), entry.get("tokens")
+        if not isinstance(domain, str) or not integers(tokens) or len(tokens) > MOST_TOKENS:  # type: ignore[arg-type]
+            raise ZephyraError(f"'{path}', line {number}: no domain with its token ids")
+        if not shares(entry.get("shares")):
+            raise ZephyraError(f"'{path}', line {number}: not the probabilities of the router's {labels} labels")
+        samples.append(Sample(domain, tuple(tokens), tuple(entry["shares"])))  # type: ignore[arg-type]
+    return samples
+
+
+def write_features(path: Path, samples: Iterable[Sample]) -> None:
+    """The same bytes for the same samples. Tokens stand in the order of their ids, each once: no text comes back."""
+    lines = [
+        json.dumps({"domain": s.domain, "tokens": sorted(set(s.tokens)), "shares": s.shares}, separators=(",", ":"))
+        for s in samples
+    ]
+    path.write_bytes(gzip.compress("".join(line + "\n" for line in lines).encode(), mtime=0))
