@@ -60,7 +60,8 @@ def put_features(root: Path, data: Path) -> None:
     """What the pack's router needs to learn a newcomer: features of some prompts of every domain and of none."""
     from zephyra_cli.examples import Example
     from zephyra_cli.pack import Pack
-    from zephyra_cli.router_features import look_at, write_features
+    from zephyra_cli.router_features import write_features
+    from zephyra_cli.specialists import look_at
     from zephyra_fusion.train.router_data import drawn_examples
 
     manifest = json.loads((root / "zephyra.json").read_text(encoding="utf-8"))

@@ -5,35 +5,17 @@ from __future__ import annotations
 import gzip
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zephyra_cli.examples import Example, read_objects
+from zephyra_cli.examples import read_objects
 from zephyra_fusion.errors import ZephyraError
 
 if TYPE_CHECKING:
-    from zephyra_cli.pack import Pack
     from zephyra_converters.newcomers import Sample
 
 MOST_TOKENS = 4096  # of one example
-
-
-def look_at(pack: Pack, examples: Sequence[Example]) -> list[Sample]:
-    """The examples as the pack's router sees them; their prompts are kept for reports alone."""
-    from zephyra_cli.engine import Engine
-    from zephyra_cli.settings import Settings
-    from zephyra_converters.newcomers import Sample
-
-    engine, samples = Engine.open(pack, Settings(threads=1)), []  # at this size a second thread only waits
-    try:
-        for example in dict.fromkeys(examples):
-            tokens, shares = engine.router.look(example.prompt)
-            rounded = tuple(round(share, 4) for share in shares.values())
-            samples.append(Sample(example.domain, tuple(sorted(set(tokens))), rounded, example.prompt))
-    finally:
-        engine.close()
-    return samples
 
 
 def read_features(path: Path, labels: int) -> list[Sample]:

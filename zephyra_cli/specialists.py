@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from zephyra_cli.examples import Example
 from zephyra_cli.pack import Pack, check_domain_name
 from zephyra_cli.pack_change import PackChange
-from zephyra_cli.router_features import look_at, read_features, write_features
+from zephyra_cli.router_features import read_features, write_features
 from zephyra_fusion.errors import ZephyraError, did_you_mean
 from zephyra_fusion.router import NONE
 
@@ -163,6 +163,23 @@ def check_known(pack: Pack, names: Sequence[str]) -> None:
     for name in names:
         if name not in pack.adapters:
             raise ZephyraError(f"model '{pack.name}' has no domain '{name}'", hint=did_you_mean(name, pack.adapters))
+
+
+def look_at(pack: Pack, examples: Sequence[Example]) -> list[Sample]:
+    """The examples as the pack's router sees them; their prompts are kept for reports alone."""
+    from zephyra_cli.engine import Engine
+    from zephyra_cli.settings import Settings
+    from zephyra_converters.newcomers import Sample
+
+    engine, samples = Engine.open(pack, Settings(threads=1)), []  # at this size a second thread only waits
+    try:
+        for example in dict.fromkeys(examples):
+            tokens, shares = engine.router.look(example.prompt)
+            rounded = tuple(round(share, 4) for share in shares.values())
+            samples.append(Sample(example.domain, tuple(sorted(set(tokens))), rounded, example.prompt))
+    finally:
+        engine.close()
+    return samples
 
 
 def _check_examples(pack: Pack, newcomer: Newcomer) -> None:

@@ -17,9 +17,9 @@ from zephyra_cli import specialists, store
 from zephyra_cli.engine import Engine
 from zephyra_cli.examples import Example, read_examples, read_prompts
 from zephyra_cli.pack import Pack
-from zephyra_cli.router_features import look_at, read_features, write_features
+from zephyra_cli.router_features import read_features, write_features
 from zephyra_cli.settings import Settings
-from zephyra_cli.specialists import Newcomer
+from zephyra_cli.specialists import Newcomer, look_at
 from zephyra_fusion.errors import ZephyraError
 
 WORDS = {
