@@ -175,8 +175,7 @@ def look_at(pack: Pack, examples: Sequence[Example]) -> list[Sample]:
     try:
         for example in dict.fromkeys(examples):
             tokens, shares = engine.router.look(example.prompt)
-            rounded = tuple(round(share, 4) for share in shares.values())
-            samples.append(Sample(example.domain, tuple(sorted(set(tokens))), rounded, example.prompt))
+            samples.append(Sample.of(example.prompt, example.domain, tokens, shares.values()))
     finally:
         engine.close()
     return samples
@@ -209,9 +208,8 @@ def _newcomers(pack: Pack) -> list[str]:
 
 
 def _kept(pack: Pack) -> list[Sample]:
-    if not pack.features_file or pack.router is None:
-        return []
-    return read_features(pack.path(pack.features_file), len(pack.router.labels))
+    file, router = pack.features_file, pack.router
+    return read_features(pack.path(file), len(router.labels)) if file and router else []
 
 
 def _reroute(

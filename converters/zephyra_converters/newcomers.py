@@ -8,7 +8,7 @@ free (Rifkin and Lippert 2007), so every example is also an honest test: they se
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +44,11 @@ class Sample:
     tokens: tuple[int, ...]
     shares: tuple[float, ...]
     prompt: str = ""
+
+    @classmethod
+    def of(cls, prompt: str, domain: str, window: Iterable[int], shares: Iterable[float]) -> Sample:
+        """`window`: the ids that the router read, in their order, which is not kept."""
+        return cls(domain, tuple(sorted(set(window))), tuple(round(share, 4) for share in shares), prompt)
 
 
 @dataclass(frozen=True, kw_only=True)
