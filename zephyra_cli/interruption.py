@@ -22,9 +22,15 @@ _deferred: KeyboardInterrupt | None = None
 
 def install() -> None:
     """Take over the signals, unless who started us wanted them ignored (nohup, a shell's background)."""
-    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+    for number in (signal.SIGINT, *terminating()):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _handle)
+
+
+def terminating() -> list[signal.Signals]:
+    """The signals that end the program and that nobody wanted ignored."""
+    known = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    return [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 @contextmanager

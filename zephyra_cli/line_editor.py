@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 from zephyra_cli import interruption
+from zephyra_cli.interruption import Terminated
 from zephyra_cli.settings import home
 
 HISTORY = "chat_history"
@@ -41,11 +43,32 @@ class LineEditor:
         )
 
     def read(self, prompt: str, draft: str = "") -> str:
-        """A line, or several that were pasted. EOFError: Ctrl-D. KeyboardInterrupt: Ctrl-C."""
+        """A line, or several that were pasted. EOFError: Ctrl-D. KeyboardInterrupt: Ctrl-C, or Terminated.
+
+        An exception from a signal handler could come anywhere in the editor's event loop, which would lose some: the
+        loop itself hears of the signals while it runs.
+        """
+        ending: Terminated | None = None
+
+        def end(number: int) -> None:
+            nonlocal ending
+            ending = Terminated(number)
+            with suppress(Exception):  # it has ended already
+                self._session.app.exit(exception=ending)
+
+        def listen() -> None:
+            import asyncio
+
+            for number in interruption.terminating():
+                with suppress(NotImplementedError):  # Windows
+                    asyncio.get_running_loop().add_signal_handler(number, end, number)
+
         try:
-            return self._session.prompt(prompt, default=draft)
+            return self._session.prompt(prompt, default=draft, pre_run=listen)
+        except OSError:  # the terminal is gone
+            raise (ending or EOFError()) from None
         finally:
-            interruption.install()  # the editor's event loop has put Python's own handler in its place
+            interruption.install()  # the editor's event loop has put Python's own handlers in their place
 
 
 def _history() -> Any:
