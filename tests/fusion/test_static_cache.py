@@ -8,7 +8,7 @@ import torch
 from tests.fusion.family import FAMILY, TINY, build, some_ids
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.generate import decode_one_token, generate, prefill
-from zephyra_fusion.lora import LoraConfig, adapted_layers, add_adapter, remove_adapter, set_adapters
+from zephyra_fusion.lora import LoraConfig, adapted_layers, add_adapter, fuse_adapters, remove_adapter, set_adapters
 from zephyra_fusion.model import ZephyraFusion
 from zephyra_fusion.static_step import static_cache
 from zephyra_fusion.types import SamplingParams
@@ -84,6 +84,13 @@ def test_the_state_that_a_graph_has_burned_in_changes_with_the_adapters() -> Non
         seen.append(step._state())
     set_adapters(model, {})
     assert step._state() == seen[-1], "the same mix again is no change"
+    fuse_adapters(model, ["a", "b"])
+    seen.append(step._state())
+    set_adapters(model, {})
+    seen.append(step._state())
+    for weights in ({"a": torch.tensor([1.0])}, {"a": torch.tensor([2.0])}, {}):
+        set_adapters(model, weights)
+        seen.append(step._state())
     remove_adapter(model, "b")
     seen.append(step._state())
     assert len(set(seen)) == len(seen)

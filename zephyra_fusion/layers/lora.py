@@ -41,6 +41,7 @@ class AdapterMix:
         plain = not any(isinstance(w, Tensor) for w in (*weights.values(), *self.weights.values()))
         if plain and weights == self.weights and tuple(fused) == self.fused:
             return
+        self.version += not plain or bool(fused or self.fused)
         self.weights, self.fused = dict(weights), tuple(fused)
         # A weight that is being learned needs its gradient where it is zero, too.
         self.sparse = frozenset(
@@ -49,7 +50,6 @@ class AdapterMix:
             if isinstance(weight, Tensor) and not weight.requires_grad and bool((weight == 0).any())
         )
         self._pairs = {}
-        self.version += not plain or bool(fused)
 
     def pairs(self, scaled: Sequence[tuple[str, float]]) -> Pairs:
         """Of these sparse adapters, each with a layer's scaling of it; computed once a mix."""
