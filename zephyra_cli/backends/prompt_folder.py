@@ -43,7 +43,14 @@ class PromptFolder:
     """
 
     def __init__(self, folder: Path, limit: int, say: Callable[[str], None]) -> None:
-        self.folder, self._limit, self._say = folder, limit, say
+        self.folder, self._limit = folder, limit
+        self._listener, self._said = say, set[str]()
+
+    def _say(self, text: str) -> None:
+        """Each thing once."""
+        if text not in self._said:
+            self._said.add(text)
+            self._listener(text)
 
     def longest(self, key: bytes, prompt: Sequence[int], most: int) -> Found | None:
         """The file that has most of the prompt's beginning, of those with at most `most` tokens."""
