@@ -16,8 +16,10 @@ from pathlib import Path
 from random import Random
 
 from report import Report, progress
-from router import share
-from subject import CHAT, Subject, arguments
+from subject import Subject, arguments
+
+from zephyra_cli.evaluation import share
+from zephyra_cli.held_out import CHAT
 
 SCENARIOS = {"play": "music", "music": "music", "audio": "music"}  # two words for one thing
 FEWEST = 90  # prompts of a scenario

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def check(value: Any, kind: type[T], name: str) -> T:
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < 2**53:
         value = float(value)
     if type(value) is not kind:  # type(): a bool is no number here
         raise ZephyraError(f"{name} is {shown(value)}, must be {_WORDS[kind]}")

@@ -20,6 +20,7 @@ MANIFEST = "zephyra.json"
 FORMAT, VERSION = "zephyra-pack", 1
 _MOST_BYTES = 4 * 2**20  # of a manifest
 LONGEST_DOMAIN = 64  # characters of its name
+LONGEST_NAME, LONGEST_PATH = 200, 1000  # of a file: bytes of one name, characters of all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +201,10 @@ def check_cases(names: Iterable[str], what: str) -> None:
 def safe_path(file: str) -> str:
     """`file` if it stays inside the pack on every system. ZephyraError otherwise."""
     parts = PurePosixPath(file).parts
+    if len(file) > LONGEST_PATH or any(len(part.encode("utf-8", "replace")) > LONGEST_NAME for part in parts):
+        raise ZephyraError(
+            f"path '{file[:60]}…' is too long: at most {LONGEST_NAME} bytes a name and {LONGEST_PATH} in all"
+        )
     if not parts or file != "/".join(parts) or parts[0] == "/" or ".." in parts or set(file) & set("\\:\0"):
         raise ZephyraError(f"path '{file}' is not a plain relative path inside the pack")
     return file

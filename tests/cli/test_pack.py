@@ -47,6 +47,9 @@ def test_a_manifest_is_read_whole(tiny_pack: Path) -> None:
         ({"generation": {"temperature": -1.0}}, "temperature is -1.0"),
         ({"files": {"../x": {"sha256": "", "size": 1}}}, "not a plain relative path"),
         ({"files": {"x": {"sha256": "ab"}}}, "files.x.size is missing"),
+        ({"base": {"file": "x" * 300}}, "is too long: at most 200 bytes"),
+        ({"base": {"file": "/".join(["xy"] * 500)}}, "is too long"),
+        ({"generation": {"temperature": 10**400}}, "generation.temperature is 1000.*, must be a number"),
         (
             {"files": {n: {"sha256": "", "size": 1} for n in ("README", "Readme")}},
             "'README' and 'Readme' differ in upper",
