@@ -13,6 +13,7 @@ from zephyra_cli.commands.options import (
     Device,
     Domain,
     Draft,
+    Grammar,
     Isolate,
     KVMemory,
     KVType,
@@ -24,6 +25,7 @@ from zephyra_cli.commands.options import (
     Profile,
     PromptCache,
     RepeatPenalty,
+    Schema,
     Seed,
     Stats,
     Stop,
@@ -53,6 +55,8 @@ def chat(
     repeat_penalty: RepeatPenalty = None,
     seed: Seed = None,
     stop: Stop = None,
+    schema: Schema = None,
+    grammar: Grammar = None,
     system: System = None,
     backend: Backend = None,
     device: Device = None,
@@ -84,6 +88,7 @@ def chat(
     from zephyra_cli.engine import Engine
     from zephyra_cli.progress import Waiting
     from zephyra_cli.session import Session
+    from zephyra_cli.structure import structured
 
     if continue_ and conversation is not None:
         raise typer.BadParameter("--continue and --id exclude each other")
@@ -99,7 +104,7 @@ def chat(
         engine = Engine.open(pack, chosen)
     session = Session(
         engine=engine,
-        params=chosen.sampling(pack.generation),
+        params=structured(chosen.sampling(pack.generation), schema, grammar),
         say=lambda text: ui.note(f"note: {text}"),
         domain=chosen.domain or ("auto" if pack.router else "none"),
         system=chosen.system or kept_system,

@@ -64,3 +64,10 @@ def test_a_bad_one_is_said(arguments: list[str], error: str, hint: str | None, z
     lines = done.stderr.decode().splitlines()
     assert lines[0].startswith(f"error: {error}")
     assert lines[1:] == ([f"hint: {hint}"] if hint else [])
+
+
+def test_every_answer_of_a_chat_follows_the_schema(zephyra: Run, tiny_pack: Path) -> None:
+    schema = '{"enum": ["yes", "no"]}'
+    done = zephyra("chat", "-m", tiny_pack, "--schema", schema, stdin=b"is it?\nreally?\n")
+    assert done.returncode == 0, done.stderr
+    assert len(lines := done.stdout.decode().split()) == 2 and set(lines) <= {'"yes"', '"no"'}
