@@ -73,10 +73,11 @@ def _apart(pack: Pack, settings: Settings) -> Loaded:
 
 def _llama(pack: Pack, settings: Settings) -> LlamaBackend:
     from zephyra_cli.backends.llama import LlamaBackend
-    from zephyra_cli.backends.prompt_folder import PromptFolder
 
     folder = None
     if settings.prompt_cache is not None:
+        from zephyra_cli.backends.prompt_folder import PromptFolder
+
         folder = PromptFolder(Path(settings.prompt_cache).expanduser(), settings.prompt_cache_size * 2**20, _note)
     return LlamaBackend(
         pack.path(pack.base),

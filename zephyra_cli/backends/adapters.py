@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -72,6 +71,8 @@ class Adapters:
         self._sums.clear()
 
     def _sum(self, mix: Mix) -> int:
+        import tempfile
+
         from zephyra_cli.backends.blend import write_blend
 
         try:

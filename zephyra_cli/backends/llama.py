@@ -9,14 +9,12 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zephyra_cli.backends.adapters import Adapters, mix_of
 from zephyra_cli.backends.kv import Context, ContextPool, ContextSettings, Mix
 from zephyra_cli.backends.kv_size import KV_TYPES, cache_sizes
 from zephyra_cli.backends.library import library
-from zephyra_cli.backends.prompt_cache import PromptCache
-from zephyra_cli.backends.prompt_folder import PromptFolder
 from zephyra_cli.backends.protocol import GenerationUsage, Job
 from zephyra_cli.backends.sampler import Sampler
 from zephyra_cli.backends.slots import Event, Loaded, SlotContext, Slots
@@ -29,6 +27,10 @@ from zephyra_converters.gguf_shapes import DECODERS
 from zephyra_fusion.draft import LONGEST_DRAFT, Draft, DraftLength
 from zephyra_fusion.errors import ZephyraError, did_you_mean
 from zephyra_fusion.types import SamplingParams, Token
+
+if TYPE_CHECKING:
+    from zephyra_cli.backends.prompt_cache import PromptCache
+    from zephyra_cli.backends.prompt_folder import PromptFolder
 
 _DEFAULT_CONTEXT = 4096
 _DEFAULT_THREADS = 8  # more gain nothing at the sizes that run on a CPU: memory bandwidth is the limit
@@ -112,6 +114,8 @@ class LlamaBackend:
         self._adapters = Adapters(self._lib, self._model, header, sum_blends=sum_blends)
         self._prompts: PromptCache | None = None
         if prompt_folder is not None:
+            from zephyra_cli.backends.prompt_cache import PromptCache
+
             self._prompts = PromptCache(prompt_folder, self._settings, path, self._adapters)
         self._draft: Draft | None = None
         self._draft_length = DraftLength()
