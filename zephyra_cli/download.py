@@ -3,7 +3,7 @@
 A content lies in `ZEPHYRA_HOME/downloads` under its digest: `KEY` when it is whole and checked, `KEY.part` with
 `KEY.have` before. A part is cut in stripes that are fetched side by side; `KEY.have` holds, for each, how many bytes of
 it have been written (64-bit, little endian), and is written after them: whatever kills us, what it counts is there.
-huggingface-hub's own download drops a broken file's bytes (since its version 1), so only its session is used.
+huggingface-hub's own download (2.4) drops a broken file's bytes, so only its session is used.
 """
 
 from __future__ import annotations

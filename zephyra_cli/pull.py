@@ -86,14 +86,13 @@ def pull(
     install.recover()
     repository = look_up(reference)
     job, files = Job(reference, repository, name, progress, note), repository.files
-    found = candidates(files)
     if MANIFEST in files and not reference.part:
         return _pull_pack(job)
     if "adapter_config.json" in files and not reference.part:
         from zephyra_cli.pull_adapter import pull_peft
 
         return pull_peft(job, base)
-    if found:
+    if found := candidates(files):
         return _pull_gguf(job, found, base)
     if reference.part:
         raise unknown(reference.part, found)
