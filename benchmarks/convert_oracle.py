@@ -189,15 +189,20 @@ def run_ours(checkpoint: Path, target: Path, kind: str) -> tuple[float, int]:
 def timed(command: list[str], environment: dict[str, str]) -> tuple[float, int]:
     """(seconds, peak bytes of memory) of a command that must succeed."""
     begun = time.perf_counter()
-    child = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | environment, cwd="/"
-    )
-    assert child.stderr is not None
-    said = child.stderr.read().decode(errors="replace")
-    _, status, usage = os.wait4(child.pid, 0)
-    if status:
-        raise SystemExit(f"{' '.join(command)} failed:\n{said[-3000:]}")
-    return time.perf_counter() - begun, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    outer = [sys.executable, "-S", "-c", _MEASURED, *command]
+    done = subprocess.run(outer, capture_output=True, text=True, env=os.environ | environment, cwd="/")
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
+    return time.perf_counter() - begun, int(done.stdout.split()[-1]) * (1 if sys.platform == "darwin" else 1024)
+
+
+# A process counts what its parent held before it: so the parent is a small one.
+_MEASURED = """
+import resource, subprocess, sys
+done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(done.returncode)
+"""
 
 
 def differences(ours: Path, theirs: Path) -> Iterator[tuple[str, str]]:
