@@ -5,20 +5,18 @@ llama.cpp's own quantizer decides over a file of the right header and no data, s
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from zephyra_converters.gguf_file import Planned, tensor_bytes, write_header
+from zephyra_converters.gguf_file import Planned, padded, tensor_bytes, write_header
 from zephyra_converters.gguf_write import GGUFPlan, type_of
 from zephyra_converters.quantize import QUANTIZATIONS, UNQUANTIZED, Quantization, planned_types
 from zephyra_fusion.config import SLIDING, FusionConfig
 from zephyra_fusion.errors import ZephyraError
 
-_ALIGNMENT = 32
 TOKENS = 4096  # of a context that memory is estimated for
 _GRAPH = 64 * 2**20  # bytes: what a context takes beside its cache, roughly
 
@@ -59,7 +57,7 @@ def _size(plan: GGUFPlan, wanted: Quantization, folder: Path) -> tuple[int, dict
     for tensor in plan.tensors:
         kind = types[tensor.name]
         counts[kind] = counts.get(kind, 0) + 1
-        total += math.ceil(tensor_bytes(tensor.shape, kind) / _ALIGNMENT) * _ALIGNMENT
+        total += padded(tensor_bytes(tensor.shape, kind))
     return total, counts
 
 
@@ -78,8 +76,8 @@ def _hollow(plan: GGUFPlan, folder: Path) -> Path:
         planned = [Planned(tensor, type_of(tensor, "F16")) for tensor in plan.tensors]
         shape = {key: value for key, value in plan.metadata.items() if not key.startswith("tokenizer.")}
         write_header(path, plan.architecture.name, shape, planned).close()
-        size = sum(math.ceil(tensor_bytes(p.tensor.shape, p.type) / _ALIGNMENT) * _ALIGNMENT for p in planned)
-        os.truncate(path, math.ceil(path.stat().st_size / _ALIGNMENT) * _ALIGNMENT + size)
+        size = sum(padded(tensor_bytes(p.tensor.shape, p.type)) for p in planned)
+        os.truncate(path, path.stat().st_size + size)
     return path
 
 
