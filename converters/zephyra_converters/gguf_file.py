@@ -82,7 +82,10 @@ def write_header(
     try:
         file.write(b"GGUF" + struct.pack("<IQQ", 3, len(planned), len(entries)))
         for key, value in entries.items():
-            file.write(_string(key) + _value(key, value))
+            try:
+                file.write(_string(key) + _value(key, value))
+            except (struct.error, KeyError, AttributeError, TypeError):
+                raise ZephyraError(f"'{key}' is {str(value)[:60]!r}, GGUF's metadata cannot hold it") from None
         for plan in planned:
             shape = plan.tensor.shape
             file.write(_string(plan.tensor.name) + struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape)))
