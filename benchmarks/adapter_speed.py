@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -198,7 +197,9 @@ def child(base: Path, threads: int) -> None:
     backend = LlamaBackend(base, threads=threads)
     list(backend.generate([300 + n for n in range(PREFILL)], SamplingParams(max_tokens=16)))
     cache = backend._settings.cache_bytes(next(iter(backend._pool._contexts.values())).size)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not getrusage's ru_maxrss: that begins with what the parent had when it started us.
+    status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    peak = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
     print(json.dumps({"resident": peak, "cache": cache, "seconds": time.perf_counter() - start}))
 
 
