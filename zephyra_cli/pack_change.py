@@ -24,9 +24,9 @@ class PackChange:
     """
 
     def __init__(self, pack: Pack) -> None:
-        if not (pack.root / MANIFEST).is_file():
+        if not pack.files:  # a single .gguf may lie in a pack's folder
             raise ZephyraError(
-                f"model '{pack.name}' is a single file and no pack, it cannot hold domains",
+                f"model '{pack.name}' is a single file, or a folder without hashes: it cannot hold domains",
                 hint="zephyra convert BASE NAME --adapter DOMAIN=PATH makes a pack",
             )
         self._copied = False

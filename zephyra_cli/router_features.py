@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,7 @@ def read_features(path: Path, labels: int) -> list[Sample]:
         return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**31 for n in value)
 
     def shares(value: Any) -> bool:
-        numbers = isinstance(value, list) and all(type(n) in (int, float) and math.isfinite(n) for n in value)
+        numbers = isinstance(value, list) and all(type(n) in (int, float) and 0 <= n <= 1 for n in value)
         return numbers and len(value) == labels
 
     samples = []

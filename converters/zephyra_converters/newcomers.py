@@ -89,6 +89,8 @@ def learn(base: Path, newcomers: Sequence[str], samples: Sequence[Sample]) -> tu
     table = header.tensors["token_embd.weight"]
     rows, vocabulary = tensor_of(base, table), table.shape[1]
     used = sorted({token for sample in samples for token in sample.tokens})
+    if used and used[-1] >= vocabulary:
+        raise ZephyraError(f"an example has the token {used[-1]}, the vocabulary of {base} has {vocabulary}")
     place = {token: number for number, token in enumerate(used)}
     embeddings = np.empty((len(used), table.shape[0]), dtype=np.float32)
     for start, chunk in _chunks(rows):

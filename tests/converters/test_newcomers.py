@@ -81,3 +81,9 @@ def test_damaged_weights_are_refused(tiny_gguf: Path, tmp_path: Path) -> None:
     (tmp_path / "n.gguf").write_bytes(data)
     with pytest.raises(ZephyraError, match="no numbers"):
         Detectors(tmp_path / "n.gguf", [detector])
+
+
+def test_tokens_of_another_vocabulary_are_refused(tiny_gguf: Path) -> None:
+    given = [*samples(), Sample("a", (5, 320), (0.7, 0.2, 0.1))]
+    with pytest.raises(ZephyraError, match="token 320, the vocabulary of .* has 320"):
+        learn(tiny_gguf, ["new"], given)

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from zephyra_cli.examples import Example, write_examples
+from zephyra_cli.router_features import write_features
+from zephyra_converters.newcomers import Sample
 from zephyra_fusion.chat import ZEPHYRA_JINJA
 
 ROOT = Path(__file__).parents[2]
@@ -99,7 +100,8 @@ def seeds(
         (folder / "adapter_config.json").write_text(json.dumps({**config, "rank_pattern": {}, "use_rslora": False}))
 
     def examples(folder: Path) -> None:
-        write_examples(folder / "a.jsonl.gz", [Example(f"prompt {n}", "none") for n in range(50)])
+        write_features(folder / "a.jsonl.gz", [Sample("none", (n, n + 7), (0.5, 0.25, 0.25)) for n in range(50)])
+        (folder / "c.jsonl").write_text('{"prompt": "find it", "domain": "shell"}\n' * 9)
         (folder / "b.txt").write_text("one\ntwo é\n" * 20)
 
     def template(folder: Path) -> None:

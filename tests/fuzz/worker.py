@@ -170,15 +170,22 @@ class Adapter(Checkpoint):
 
 
 class Examples(Target):
+    """A user's prompts, labelled ones, and the features that a pack keeps of them."""
+
     def odd(self, name: str, data: bytes, dice: random.Random) -> bytes:
         if dice.random() < 0.5:
             return mutated_bytes(data, [data], dice, header=len(data), marks=[0])
-        return b"\n".join(mutated_json({"prompt": "find it", "domain": "shell"}, dice) for _ in range(3))
+        line = {"prompt": "find it", "domain": "shell", "tokens": [3, 7], "shares": [0.5, 0.25, 0.25]}
+        return b"\n".join(mutated_json(line, dice) for _ in range(2))
 
     def read(self, path: Path) -> None:
         from zephyra_cli.examples import read_examples, read_prompts
+        from zephyra_cli.router_features import read_features
 
-        (read_examples if path.suffix == ".gz" else read_prompts)(path)
+        if path.suffix == ".gz":
+            read_features(path, 3)
+        else:
+            (read_examples if path.suffix == ".jsonl" else read_prompts)(path)
 
 
 class Template(Target):
