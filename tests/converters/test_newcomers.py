@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from zephyra_cli.detectors import Detector, Detectors
-from zephyra_converters import newcomers
+from zephyra_converters import checkpoint
 from zephyra_converters.newcomers import Sample, learn, write_newcomers
 from zephyra_fusion.errors import ZephyraError
 
@@ -58,7 +58,7 @@ def test_leaving_out_is_exact(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_large_tables_are_read_in_pieces(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = learn(tiny_gguf, ["new"], samples())[1][0].weights
-    monkeypatch.setattr(newcomers, "_CHUNK", 33)
+    monkeypatch.setattr(checkpoint, "_BLOCK", 33 * 64)
     assert np.allclose(learn(tiny_gguf, ["new"], samples())[1][0].weights, whole, atol=1e-5)
 
 
