@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.cli.process import PROGRAM, Run
+from zephyra_cli import interruption
 from zephyra_cli.backends.frames import Closed, Frames
 from zephyra_cli.backends.isolated import IsolatedBackend
 from zephyra_cli.backends.llama import LlamaBackend
@@ -135,7 +136,18 @@ def test_a_death_while_it_answers(child: IsolatedBackend) -> None:
     child.close()
 
 
-def test_ctrl_c_ends_the_answer_and_not_the_child(child: IsolatedBackend) -> None:
+@pytest.fixture
+def deferring() -> Iterator[None]:
+    """The program's own handlers, which never fall into the middle of a frame."""
+    numbers = signal.SIGINT, signal.SIGTERM
+    before = [signal.getsignal(number) for number in numbers]
+    interruption.install()
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def test_ctrl_c_ends_the_answer_and_not_the_child(child: IsolatedBackend, deferring: None) -> None:
     ids = child.encode("list the names")
     long = SamplingParams(max_tokens=400, temperature=1.0, seed=1)
     threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
