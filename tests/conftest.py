@@ -26,8 +26,11 @@ from hypothesis import settings
 
 from zephyra_fusion.chat import END, END_OF_TEXT, PAD, SPECIAL_TOKENS, ZEPHYRA_JINJA
 
-# What a script starts in the background ignores Ctrl-C, and so do its children: the programs under test would.
+# What a script starts in the background ignores Ctrl-C, under nohup a lost terminal too, and so do its children: the
+# programs under test would.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 settings.register_profile("patient", deadline=None)  # a busy machine is no failure
 settings.load_profile("patient")

@@ -30,7 +30,7 @@ from tests.conftest import write
         (["-n", "0", "hi"], b"", "max_tokens is 0, must be at least 1", ""),
         (["--top-p", "2", "--min-p", "-1", "hi"], b"", "top_p is 2.0", ""),
         (["--threads", "0", "hi"], b"", "threads is 0", ""),
-        (["--device", "cuda", "hi"], b"", "device 'cuda' is not available", ""),
+        (["--backend", "llama", "--device", "cuda", "hi"], b"", "device 'cuda' is not available", ""),
         (["--stop", "", "hi"], b"", "a stop string is empty", ""),
     ],
 )
