@@ -68,7 +68,8 @@ class Chat:
     def _follow(self, events: Generator[str | Answer, None, object], question: str, *, summary: bool = False) -> bool:
         """Show and keep one answer; whether a turn came of it."""
         session, count = self.session, len(self.session.turns)
-        before, told, show = session.answering, not self.announce or summary, self.show()
+        before, told = session.answering, not self.announce or summary
+        self.log.begin(question, session.system, summary=summary)  # first of all: Ctrl-C may come at once
 
         def show_and_keep(event: str | Answer) -> None:
             nonlocal told
@@ -79,8 +80,8 @@ class Chat:
                 self.log.progress(event)
             show(event)
 
-        self.log.begin(question, session.system, summary=summary)
         try:
+            show = self.show()
             follow(events, show_and_keep, stats=self.stats, plain=self.plain)
         finally:
             if len(session.turns) > count:
