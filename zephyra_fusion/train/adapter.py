@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 
 import torch
 
 from zephyra_fusion.chat import PAD
-from zephyra_fusion.checkpoint import load_checkpoint, save_adapter
+from zephyra_fusion.checkpoint import load_adapter, load_checkpoint, save_adapter
 from zephyra_fusion.lora import LoraConfig, add_adapter, set_adapters
 from zephyra_fusion.model import ZephyraFusion
+from zephyra_fusion.sources import read_records
 from zephyra_fusion.tokenizer import Tokenizer
 from zephyra_fusion.train.base import batches, language_model_loss
 from zephyra_fusion.train.config import AdapterRecipe, PhaseConfig
 from zephyra_fusion.train.data import Mixture, TokenizedSource
 from zephyra_fusion.train.device import pick_device
+from zephyra_fusion.train.exercises import exercises
 from zephyra_fusion.train.loop import Loop, Report
 from zephyra_fusion.train.optimizer import make_optimizers
+
+SHORTEST_EXERCISE = 24  # tokens; a training that reads n tokens of exercises needs no more than n / 24 of them
 
 
 def train_adapters(recipe: AdapterRecipe, resume: bool, report: Report | None) -> Path:
@@ -27,6 +32,21 @@ def train_adapters(recipe: AdapterRecipe, resume: bool, report: Report | None) -
         if not (resume and (folder / "adapter_config.json").exists()):
             _train_one(recipe, domain, steps, folder, resume, index, report)
     return Path(recipe.output)
+
+
+def _add_adapter(recipe: AdapterRecipe, model: ZephyraFusion, domain: str) -> LoraConfig:
+    """The adapter to be trained, made resident: an earlier one as it is, its rank too, or one that does nothing yet."""
+    if recipe.initial:
+        return load_adapter(model, domain, Path(recipe.initial) / domain)
+    lora = LoraConfig(
+        r=recipe.lora.r,
+        lora_alpha=recipe.lora.lora_alpha,
+        use_rslora=recipe.lora.use_rslora,
+        target_modules=recipe.lora.target_modules,
+        lora_dropout=recipe.lora.dropout,
+    )
+    add_adapter(model, domain, lora)
+    return lora
 
 
 def _train_one(
@@ -39,14 +59,7 @@ def _train_one(
     device = pick_device(recipe.device)
     model: ZephyraFusion = load_checkpoint(base, device=device)
     model.requires_grad_(False)
-    lora = LoraConfig(
-        r=recipe.lora.r,
-        lora_alpha=recipe.lora.lora_alpha,
-        use_rslora=recipe.lora.use_rslora,
-        target_modules=recipe.lora.target_modules,
-        lora_dropout=recipe.lora.dropout,
-    )
-    add_adapter(model, domain, lora)
+    lora = _add_adapter(recipe, model, domain)
     set_adapters(model, {domain: 1.0})
     source = {
         split: TokenizedSource.load(
@@ -54,14 +67,19 @@ def _train_one(
         )
         for split in ("train", "valid")
     }
+    shares = {"train": 1.0}
+    if share := recipe.exercises.get(domain, 0.0):
+        held_back = list(read_records(data, f"domains/{domain}", "valid"))
+        tokens = steps * recipe.batch_size * recipe.accumulation * recipe.sequence_length * share
+        generated = islice(exercises(recipe.seed, without=held_back), int(tokens / SHORTEST_EXERCISE) + 1)
+        source["exercises"] = TokenizedSource.encode(generated, Tokenizer(tokenizer_path))
+        shares = {"train": 1 - share, "exercises": share}
     only = recipe.loss_on == "response"
 
-    def mixture(split: str, seed: int) -> Mixture:
-        return Mixture(
-            {domain: source[split]}, {domain: 1}, length=recipe.sequence_length, seed=seed, pad=pad, response_only=only
-        )
+    def mixture(shares: Mapping[str, float], seed: int) -> Mixture:
+        return Mixture(source, shares, length=recipe.sequence_length, seed=seed, pad=pad, response_only=only)
 
-    held_out = mixture("valid", 0).batch(24)
+    held_out = mixture({"valid": 1.0}, 0).batch(24)
     plain_loss = language_model_loss(model)
     loss = torch.compile(plain_loss) if recipe.compile else plain_loss
 
@@ -95,6 +113,6 @@ def _train_one(
         decay="cosine",
         final_lr=recipe.final_lr,
     )
-    loop.run([phase], [batches(mixture("train", recipe.seed), recipe.batch_size)])
+    loop.run([phase], [batches(mixture(shares, recipe.seed), recipe.batch_size)])
     save_adapter(model, domain, lora, folder, base=str(base))
     loop.checkpoint.unlink(missing_ok=True)

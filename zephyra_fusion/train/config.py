@@ -91,6 +91,8 @@ class AdapterRecipe:
     output: str
     base: str
     domains: Mapping[str, int]  # domain -> steps
+    initial: str = ""  # a folder of PEFT folders, by domain, that training goes on from; "" begins from nothing
+    exercises: Mapping[str, float] = field(default_factory=dict)  # domain -> share of its rows that are generated
     lora: LoraRecipe = field(default_factory=LoraRecipe)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     sequence_length: int = 256

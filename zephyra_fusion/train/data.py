@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,7 @@ class TokenizedSource:
         key = hashlib.sha256(tokenizer_path.read_bytes() + f"{file.resolve()} {file.stat().st_size}".encode())
         kept = cache / f"{name.replace('/', '-')}-{split}-{key.hexdigest()[:16]}.npz"
         if not kept.exists():
-            source = cls._encode(read_records(data, name, split), Tokenizer(tokenizer_path))
+            source = cls.encode(read_records(data, name, split), Tokenizer(tokenizer_path))
             cache.mkdir(parents=True, exist_ok=True)
             partial = kept.with_suffix(".partial.npz")
             np.savez(partial, ids=source.ids, ends=source.ends, responses=source.responses)
@@ -43,7 +43,7 @@ class TokenizedSource:
             return cls(arrays["ids"], arrays["ends"], arrays["responses"])
 
     @classmethod
-    def _encode(cls, records: Iterator[Record], tokenizer: Tokenizer) -> TokenizedSource:
+    def encode(cls, records: Iterable[Record], tokenizer: Tokenizer) -> TokenizedSource:
         end_of_text, user, assistant, end = (tokenizer.id(t) for t in (END_OF_TEXT, USER, ASSISTANT, END))
         pieces, lengths, responses = [], [], []
         batch: list[Record] = []
