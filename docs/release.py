@@ -42,6 +42,7 @@ def make_pack(runs: Path, data: Path) -> None:
         quantization="Q8_0",
         adapters={name: runs / "adapters" / name for name in DOMAINS},
         router=runs / "router",
+        draft=runs / "draft",
         name="zephyra-nano",
         description=DESCRIPTION,
         license=LICENSE,

@@ -48,6 +48,7 @@ class Options:
     base: Path | None = None
     adapters: Mapping[str, Path] = field(default_factory=dict)
     router: Path | None = None
+    draft: Path | None = None
     name: str | None = None
     description: str = ""
     license: str = ""
@@ -58,6 +59,11 @@ class Options:
     dry_run: bool = False
     force: bool = False
     progress: Progress = silent
+
+    @property
+    def packed(self) -> bool:
+        """Whether a base becomes a pack."""
+        return bool(self.adapters or self.router or self.draft)
 
     def wanted(self) -> Quantization:
         """The quantization of a base."""
@@ -98,15 +104,15 @@ def convert(source: Path, target: Path | None = None, options: Options | None = 
 
         parts, warnings, target = convert_back(kind, source, target, options)
         kind = kind.removeprefix("gguf-")
-    elif kind in ("base", "gguf-base") and (options.adapters or options.router):
+    elif kind in ("base", "gguf-base") and options.packed:
         parts, warnings, target = _pack(source, target, options)
         kind = "pack"
     else:
         makers: Mapping[str, Callable[..., Any]] = {
             "base": _base, "gguf-base": _base, "adapter": _adapter, "router": _router,
         }  # fmt: skip
-        if options.adapters or options.router:
-            raise ZephyraError(f"{source} is of the kind '{kind}': --adapter and --router make packs of bases")
+        if options.packed:
+            raise ZephyraError(f"{source} is of the kind '{kind}': --adapter, --router and --draft make packs of bases")
         if kind not in makers:
             raise ZephyraError(f"{source} is a {kind}, which is GGUF already", hint="--to hf converts it back")
         parts, warnings, target = makers[kind](source, target, options)
@@ -171,6 +177,7 @@ def _pack(source: Path, target: Path | None, options: Options) -> tuple[list[Par
         base=base,
         adapters={name: read_peft(path) for name, path in options.adapters.items()},
         router=read_router(options.router) if options.router else None,
+        draft=read_base(options.draft) if options.draft else None,
         name=name,
         description=options.description,
         license=options.license or base.license or "",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zephyra_converters.adapter import Adapter
 from zephyra_converters.checkpoint import Checkpoint
@@ -27,8 +27,8 @@ _STORED = {"F32": "F32", "F16": "F16", "BF16": "BF16"}  # anything quantized com
 
 def convert_back(kind: str, source: Path, target: Path | None, options: Options) -> tuple[list[Part], list[str], Path]:
     """Write a folder that transformers (or PEFT) loads as it is. Quantized weights come back dequantized."""
-    if options.adapters or options.router:
-        raise ZephyraError("--adapter and --router make packs; --to hf takes one apart")
+    if options.packed:
+        raise ZephyraError("--adapter, --router and --draft make packs; --to hf takes one apart")
     makers = {"gguf-base": _base, "base": _base, "gguf-adapter": _adapter, "pack": _pack}
     if kind not in makers:
         raise ZephyraError(f"{source} is of the kind '{kind}', which has no Hugging Face form to go back to")
@@ -66,41 +66,48 @@ def _adapter(source: Path, target: Path, options: Options) -> tuple[list[Part], 
 
 
 def _pack(source: Path, target: Path, options: Options) -> tuple[list[Part], list[str]]:
-    """`base/` and `adapters/NAME/`; the router's GGUF has no form of its own and stays behind."""
+    """`base/`, `draft/` and `adapters/NAME/`; the router's GGUF has no form of its own and stays behind."""
     from zephyra_converters.convert import read_base
 
-    checkpoint, adapters = read_base(source), _pack_adapters(source)
-    read = {name: read_lora_gguf(file, checkpoint.config) for name, file in adapters.items()}
-    dtype = _dtype(checkpoint, options)
+    manifest = read_json(source / "zephyra.json")
+    models, adapters = {"base": read_base(source)}, manifest.get("adapters")
+    if manifest.get("draft"):
+        models["draft"] = read_gguf(_file(source, manifest["draft"], "the draft"))
+    config = models["base"].config
+    read = {
+        name: read_lora_gguf(_file(source, entry, f"adapter '{name}'"), config)
+        for name, entry in (adapters.items() if isinstance(adapters, dict) else ())
+    }
+    dtypes = {name: _dtype(checkpoint, options) for name, checkpoint in models.items()}
     if not options.dry_run:
-        total = _checkpoint_bytes(checkpoint, dtype) + sum(4 * adapter.parameters for adapter in read.values())
+        total = sum(_checkpoint_bytes(checkpoint, dtypes[name]) for name, checkpoint in models.items())
+        total += sum(4 * adapter.parameters for adapter in read.values())
         meter = Meter(options.progress, total)
         with staged(target, folder=True, needs=total) as folder:
-            (folder / "base").mkdir()
-            meter.say(f"base as {dtype}")
-            write_hf(checkpoint, folder / "base", dtype, meter.add)
+            for name, checkpoint in models.items():
+                (folder / name).mkdir()
+                meter.say(f"{name} as {dtypes[name]}")
+                write_hf(checkpoint, folder / name, dtypes[name], meter.add)
             for name, adapter in read.items():
                 meter.say(f"adapter {name}")
                 (folder / "adapters" / name).mkdir(parents=True)
                 write_peft(adapter, folder / "adapters" / name, "../../base")
         meter.finish()
-    parts = [_checkpoint_part(checkpoint, target / "base", dtype)]
-    parts += [
-        _adapter_part(a, str(target / "adapters" / name), dialect_of(checkpoint.config)) for name, a in read.items()
-    ]
-    routed = read_json(source / "zephyra.json").get("router") is not None
-    return parts, _warnings(checkpoint) + (["the router stays behind: it has no Hugging Face form"] if routed else [])
+    parts = [_checkpoint_part(checkpoint, target / name, dtypes[name]) for name, checkpoint in models.items()]
+    parts += [_adapter_part(a, str(target / "adapters" / name), dialect_of(config)) for name, a in read.items()]
+    warnings = [warning for checkpoint in models.values() for warning in _warnings(checkpoint)]
+    if manifest.get("router") is not None:
+        warnings.append("the router stays behind: it has no Hugging Face form")
+    return parts, warnings
 
 
-def _pack_adapters(pack: Path) -> dict[str, Path]:
-    entries = read_json(pack / "zephyra.json").get("adapters") or {}
-    files = {}
-    for name, entry in entries.items() if isinstance(entries, dict) else ():
-        file = entry.get("file") if isinstance(entry, dict) else None
-        if not isinstance(file, str) or Path(file).is_absolute() or ".." in Path(file).parts or "/" in name:
-            raise ZephyraError(f"{pack / 'zephyra.json'}: adapter '{name}' names no file inside the pack")
-        files[name] = pack / file
-    return files
+def _file(pack: Path, entry: Any, what: str) -> Path:
+    """Where the manifest's entry says that its file is, inside the pack."""
+    file = entry.get("file") if isinstance(entry, dict) else None
+    inside = isinstance(file, str) and not Path(file).is_absolute() and ".." not in Path(file).parts
+    if not isinstance(file, str) or not inside or "/" in what:
+        raise ZephyraError(f"{pack / 'zephyra.json'}: {what} names no file inside the pack")
+    return pack / file
 
 
 def _dtype(checkpoint: Checkpoint, options: Options) -> str:

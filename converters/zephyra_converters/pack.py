@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from zephyra_converters.adapter import Adapter, check_belongs
 from zephyra_converters.checkpoint import Checkpoint
+from zephyra_converters.gguf_write import plan_gguf
 from zephyra_converters.json_file import write_json
 from zephyra_converters.meter import Meter
 from zephyra_converters.parts import make_adapter, make_base, make_router, planned_base
@@ -21,7 +22,7 @@ from zephyra_converters.verify import Proof
 from zephyra_fusion.chat import ZEPHYRA, ZEPHYRA_JINJA
 from zephyra_fusion.errors import ZephyraError
 
-MANIFEST = "zephyra.json"
+MANIFEST, DRAFT = "zephyra.json", "draft.gguf"
 _DOMAIN = re.compile(r"[\w][\w.-]*")
 
 
@@ -32,6 +33,7 @@ class PackSources:
     base: Checkpoint
     adapters: Mapping[str, Adapter]
     router: RouterCheckpoint | None
+    draft: Checkpoint | None = None  # a small model of the same vocabulary, which guesses ahead
     name: str
     description: str = ""
     license: str = ""
@@ -59,6 +61,13 @@ def check_pack(sources: PackSources) -> None:
             raise ZephyraError(
                 f"the router reads {config.vocab_size} token ids, the base has {sources.base.config.vocab_size}"
             )
+    if sources.draft is not None:
+        mine, bases = (plan_gguf(checkpoint).vocabulary.tokens for checkpoint in (sources.draft, sources.base))
+        if list(mine) != list(bases):
+            raise ZephyraError(
+                f"the draft {sources.draft.path} has other tokens than the base: {len(mine)} and {len(bases)}",
+                hint="a draft is trained with the base's own tokenizer",
+            )
 
 
 def plan_pack(sources: PackSources, wanted: Quantization) -> list[Part]:
@@ -73,6 +82,8 @@ def plan_pack(sources: PackSources, wanted: Quantization) -> list[Part]:
     if sources.router is not None:
         kind = router_type(quantization)
         parts.append(_planned("router.gguf", "router", base, sources.router, kind, bytes_each[kind]))
+    if sources.draft is not None:
+        parts.append(_draft(planned_base(sources.draft, DRAFT, draft_type(wanted))[0]))
     return parts
 
 
@@ -93,6 +104,9 @@ def write_pack(
     if sources.router is not None:
         kind = router_type(quantization)
         parts.append(make_router(sources.router, folder / "router.gguf", "router.gguf", kind, verify=proof is not None))
+    if sources.draft is not None:
+        own = Proof(sources.draft) if proof is not None else None
+        parts.append(_draft(make_base(sources.draft, folder / DRAFT, DRAFT, draft_type(wanted), own, meter)))
     assert sources.base.tokenizer is not None  # make_base saw to that
     write_json(folder / "tokenizer.json", sources.base.tokenizer.tokenizer)
     write_json(folder / MANIFEST, manifest(sources, folder, parts))
@@ -142,6 +156,10 @@ def manifest(sources: PackSources, folder: Path, parts: list[Part]) -> dict[str,
             "quantization": part.quantization,
             **_verification(part),
         }
+    if sources.draft is not None:
+        part = by_file[DRAFT]
+        entry = {"file": part.file, "parameters": part.parameters, "quantization": part.quantization}
+        values["draft"] = entry | _verification(part)
     values["files"] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         file = path.relative_to(folder).as_posix()
@@ -162,6 +180,15 @@ def adapter_type(quantization: str) -> str:
 
 def router_type(quantization: str) -> str:
     return "F32" if quantization == "F32" else "F16"
+
+
+def draft_type(base: Quantization) -> Quantization:
+    """As the base's down to Q8_0: a draft is small, and what it guesses wrong costs more than it saves."""
+    return Quantization.of(base.name if base.name in UNQUANTIZED else "Q8_0")
+
+
+def _draft(part: Part) -> Part:
+    return replace(part, kind="draft")
 
 
 def _planned(

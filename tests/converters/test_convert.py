@@ -238,6 +238,28 @@ def test_a_pack_that_does_not_fit_together_is_refused(pack_sources: dict[str, Pa
     assert not list(tmp_path.iterdir())
 
 
+def test_a_pack_carries_a_draft_of_the_same_tokens(
+    pack_sources: dict[str, Path], checkpoint_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    from zephyra_cli.pack import Pack
+
+    small = checkpoint_folder("llama")
+    report = convert(pack_sources["base"], tmp_path / "pack", Options(draft=small, quantization="Q4_0"))
+    assert [(part.kind, part.quantization) for part in report.parts] == [("base", "Q4_0"), ("draft", "Q8_0")]
+    pack = Pack.read(tmp_path / "pack")
+    assert pack.draft == "draft.gguf" and pack.draft in pack.files
+    convert(tmp_path / "pack", tmp_path / "apart", Options(to="hf"))
+    assert (tmp_path / "apart" / "draft" / "model.safetensors").is_file()
+
+    other = changed(small, tmp_path / "other")
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    tokenizer["added_tokens"][0]["content"] = "<|another|>"
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ZephyraError, match="has other tokens than the base"):
+        convert(pack_sources["base"], tmp_path / "none", Options(draft=other))
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_pack_keeps_its_bases_own_template(pack_sources: dict[str, Path], tmp_path: Path) -> None:
     """In the base's file; the manifest says that it holds none of its own."""
     from zephyra_cli.pack import Pack

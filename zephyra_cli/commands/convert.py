@@ -63,6 +63,10 @@ def convert(
     router: Annotated[
         Path | None, typer.Option("--router", metavar="PATH", help="Make a pack, with this router.")
     ] = None,
+    draft: Annotated[
+        Path | None,
+        typer.Option("--draft", metavar="PATH", help="Make a pack, with this small model that guesses ahead."),
+    ] = None,
     name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="What the result is called.")] = None,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare the logits of source and result.")
@@ -98,6 +102,7 @@ def convert(
             base=_local(base, dry_run, remote) if base is not None else None,
             adapters=adapters,
             router=router,
+            draft=draft,
             name=name,
             verify=verify,
             dry_run=dry_run,
