@@ -59,6 +59,17 @@ def _head(text: str, width: int) -> str:
     return text[: bisect_right(range(1, len(text) + 1), width, key=lambda end: cells(text[:end]))]
 
 
+def utf8(text: str) -> bytes:
+    """ZephyraError: the text is no valid Unicode, for a lone surrogate has no bytes."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise ZephyraError(
+            f"the text is no valid Unicode: character {error.start} is the lone surrogate {text[error.start]!r}",
+            hint="input must be UTF-8",
+        ) from None
+
+
 def encode(segments: Iterable[Segment], backend: Backend) -> list[int]:
     """Ids of a rendered chat. Control tokens come from control segments alone: no user text can forge a turn."""
     return [token for piece in segments for token in backend.encode(piece.text, special=piece.control)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from zephyra_fusion.errors import ZephyraError
@@ -100,3 +100,10 @@ def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
     if wrong:
         raise ZephyraError("; ".join(wrong), hint="a weight is a number from 0 to 100, as in law=0.7,code=0.3")
     return {name: float(weight) for name, weight in weights.items() if weight != 0.0}
+
+
+def check_ids(ids: Sequence[int], vocab_size: int) -> None:
+    """Token ids, of which there is one at least. ZephyraError: one is outside the vocabulary."""
+    low, high = min(ids), max(ids)
+    if low < 0 or high >= vocab_size:
+        raise ZephyraError(f"token id {low if low < 0 else high} is outside the vocabulary of {vocab_size}")

@@ -8,24 +8,13 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from zephyra_cli.backends.kv import Mix
 from zephyra_cli.backends.library import take_errors
+from zephyra_cli.backends.mix import Mix, resident_mix
 from zephyra_converters.gguf_check_lora import check_adapter
 from zephyra_converters.gguf_header import GGUFHeader
-from zephyra_fusion.errors import ZephyraError, did_you_mean
-from zephyra_fusion.types import check_weights
+from zephyra_fusion.errors import ZephyraError
 
-GRID = 0.01
-"""Weights of a blend are multiples of it, so that blends which hardly differ share a cache."""
 _SUMS = 8  # blends that stay summed
-
-
-def mix_of(weights: Mapping[str, float]) -> Mix:
-    """What identifies these weights: adapters of weight 0 left out, blends on the grid. ZephyraError: no weights."""
-    checked = check_weights(weights)
-    if len(checked) > 1:  # what was asked for stays in the blend, however little of it
-        checked = {name: round(max(1, round(weight / GRID)) * GRID, 6) for name, weight in checked.items()}
-    return tuple(sorted(checked.items()))
 
 
 class Adapters:
@@ -44,11 +33,7 @@ class Adapters:
 
     def mix(self, weights: Mapping[str, float]) -> Mix:
         """What identifies these weights. ZephyraError: an unknown name, a weight that is none."""
-        mix = mix_of(weights)
-        for name in weights:
-            if name not in self._resident:
-                raise ZephyraError(f"unknown adapter '{name}'", hint=did_you_mean(name, self._resident))
-        return mix
+        return resident_mix(weights, self._resident)
 
     def loaded(self, mix: Mix, in_use: Collection[Mix] = ()) -> tuple[list[int], list[float]]:
         """llama.cpp's handles and scales for `mix`. The sums of mixes that are `in_use` are not freed meanwhile."""

@@ -34,10 +34,10 @@ class _Drafter(LlamaBackend):
         context = self._context(len(tokens) + count)
         context.rewind(tokens)
         context.read(tokens)
-        guesses = [self._greedy.sample(context.handle)]
-        while len(guesses) < count and not self._vocabulary.ends_answer(guesses[-1]):
+        guesses = [self._greedy.sample(context)]
+        while len(guesses) < count and not self._ends_answer(guesses[-1]):
             context.decode(guesses[-1:])
-            guesses.append(self._greedy.sample(context.handle))
+            guesses.append(self._greedy.sample(context))
         return guesses
 
     @cached_property

@@ -39,6 +39,11 @@ class FusionContext:
         del self.tokens[keep:]
         return keep
 
+    def read(self, prompt: Sequence[int]) -> None:
+        """Append what of `prompt` is not there yet; `rewind` comes first."""
+        for at in range(len(self.tokens), len(prompt), self.n_batch):
+            self.decode(prompt[at : at + self.n_batch])
+
     def decode(self, tokens: Sequence[int], guesses: Sequence[int] = ()) -> None:
         """Append tokens; with guesses, behind one token, logits come after each, and `keep` makes them tokens."""
         import torch

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from zephyra_cli.backends.protocol import Event
+from zephyra_cli.backends.token_choice import TokenChoice
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.types import Token
 
-Ready = tuple[int, Sequence[int], Mapping[str, float], Callable[[Any], int], int]
-"""Number of the job, prompt, weights, what chooses its tokens, how many at most."""
+Ready = tuple[int, Sequence[int], Mapping[str, float], TokenChoice, int]
+"""Number of the job, prompt, weights, who chooses its tokens, how many at most."""
 
 
 @dataclass
 class _Row:
     index: int
     weights: Mapping[str, float]
-    choose: Callable[[Any], int]
+    choice: TokenChoice
     left: int
     length: int
     token: int = -1
@@ -28,7 +30,7 @@ class FusionRows:
     def __init__(self, model: Any, most: int, stop_ids: Collection[int]) -> None:
         self._model, self._most, self._stop_ids = model, most, stop_ids
 
-    def run(self, jobs: Sequence[Ready]) -> Generator[tuple[int, Token | ZephyraError], bool | None, None]:
+    def run(self, jobs: Sequence[Ready]) -> Generator[Event, bool | None, None]:
         """Every job's tokens as they come; sending True ends that job's answer."""
         from zephyra_fusion.rows import Rows
 
@@ -36,8 +38,8 @@ class FusionRows:
         waiting, running = deque(jobs), list[_Row]()  # running[n] is in row n
         while waiting or running:
             while waiting and len(running) < rows.count:
-                index, prompt, weights, choose, left = waiting.popleft()
-                row = _Row(index, weights, choose, left, len(prompt))
+                index, prompt, weights, choice, left = waiting.popleft()
+                row = _Row(index, weights, choice, left, len(prompt))
                 self._switch([row])
                 running.append(row)
                 if (yield from self._give(row, rows.read(len(running) - 1, prompt))):
@@ -57,10 +59,10 @@ class FusionRows:
                     running[number] = running[-1]
                 running.pop()
 
-    def _give(self, row: _Row, logits: Any) -> Generator[tuple[int, Token | ZephyraError], bool | None, bool]:
+    def _give(self, row: _Row, logits: Any) -> Generator[Event, bool | None, bool]:
         """The row's next token; whether its answer is over."""
         try:
-            row.token = row.choose(logits)
+            row.token = row.choice.choose(logits)
         except ZephyraError as error:
             yield row.index, error
             return True

@@ -20,7 +20,8 @@ from typing import Any, NoReturn
 
 from zephyra_cli.backends.frames import Closed, Frames
 from zephyra_cli.backends.library import EXIT_ABORTED
-from zephyra_cli.backends.protocol import GenerationUsage, Job
+from zephyra_cli.backends.protocol import Event, GenerationUsage, Job
+from zephyra_cli.text import utf8
 from zephyra_fusion.draft import Draft
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.router import Router
@@ -67,13 +68,7 @@ class IsolatedBackend:
             raise
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ZephyraError(
-                f"the text is no valid Unicode: character {error.start} is the lone surrogate {text[error.start]!r}",
-                hint="input must be UTF-8",
-            ) from None
+        utf8(text)  # no frame can carry what is none
         return [self._id(number) for number in self._ask("encode", text=text, special=special)]
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -110,7 +105,7 @@ class IsolatedBackend:
         finally:
             self._stop(turn)
 
-    def generate_many(self, jobs: Sequence[Job]) -> Generator[tuple[int, Token | ZephyraError], bool | None, None]:
+    def generate_many(self, jobs: Sequence[Job]) -> Generator[Event, bool | None, None]:
         self._turn += 1
         turn, enough = self._turn, None
         listed = [

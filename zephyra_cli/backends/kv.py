@@ -16,11 +16,9 @@ from typing import Any
 from zephyra_cli.backends.abort import ABORTED, CALLBACK, DATA, abortable, go_on, handle_signals
 from zephyra_cli.backends.kv_size import KV_TYPES, CacheSizes
 from zephyra_cli.backends.library import Batch, ContextParams, take_errors
+from zephyra_cli.backends.mix import Mix
 from zephyra_cli.devices import available_memory
 from zephyra_fusion.errors import ZephyraError
-
-Mix = tuple[tuple[str, float], ...]
-"""Adapter names and weights, sorted: () is the bare base."""
 
 _LONG = 16  # tokens from which on a prompt is read so that Ctrl-C can stop it
 _PADDING = 256  # llama.cpp rounds the size of a context up to it

@@ -11,32 +11,32 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zephyra_cli.backends.adapters import Adapters, mix_of
-from zephyra_cli.backends.kv import Context, ContextPool, ContextSettings, Mix
+from zephyra_cli.backends.adapters import Adapters
+from zephyra_cli.backends.kv import Context, ContextPool, ContextSettings
 from zephyra_cli.backends.kv_size import KV_TYPES, cache_sizes
 from zephyra_cli.backends.library import library
-from zephyra_cli.backends.protocol import GenerationUsage, Job
+from zephyra_cli.backends.local import LocalBackend
+from zephyra_cli.backends.mix import Mix, mix_of
+from zephyra_cli.backends.protocol import Event, Job
 from zephyra_cli.backends.sampler import Sampler
-from zephyra_cli.backends.slots import Event, Loaded, SlotContext, Slots
-from zephyra_cli.backends.speculation import Speculation
+from zephyra_cli.backends.slots import Loaded, SlotContext, Slots
 from zephyra_cli.backends.vocabulary import Vocabulary
 from zephyra_cli.backends.weights import load_weights, parameters
-from zephyra_cli.devices import usable_cores, usable_memory
+from zephyra_cli.devices import usable_memory
 from zephyra_converters.gguf_check import check_model
 from zephyra_converters.gguf_shapes import DECODERS
 from zephyra_fusion.draft import LONGEST_DRAFT, Draft, DraftLength
 from zephyra_fusion.errors import ZephyraError, did_you_mean
-from zephyra_fusion.types import SamplingParams, Token
+from zephyra_fusion.types import SamplingParams
 
 if TYPE_CHECKING:
     from zephyra_cli.backends.prompt_cache import PromptCache
     from zephyra_cli.backends.prompt_folder import PromptFolder
 
-_DEFAULT_CONTEXT = 4096
 _DEFAULT_THREADS = 8  # more gain nothing at the sizes that run on a CPU: memory bandwidth is the limit
 
 
-class LlamaBackend:
+class LlamaBackend(LocalBackend):
     """A GGUF model in llama.cpp on the CPU; see `protocol.Backend` for what the methods promise.
 
     context: tokens for prompt and answer; default: what the model was trained for, at most 4096.
@@ -76,24 +76,17 @@ class LlamaBackend:
         sum_blends: bool = True,
     ) -> None:
         self._header = header = check_model(path)
-        trained = self._number("context_length")
-        if context is not None and not 1 <= context <= trained:
-            raise ZephyraError(f"the context is {context}, this model allows 1 to {trained} tokens")
-        if threads is not None and threads < 1:
-            raise ZephyraError(f"threads is {threads}, must be at least 1")
+        super().__init__(self._number("context_length"), context, threads, most_threads=_DEFAULT_THREADS)
         if n_batch < 1 or live_mixes < 1:  # llama.cpp aborts on an empty batch
             raise ValueError(f"n_batch is {n_batch}, live_mixes is {live_mixes}: both must be at least 1")
         if kv_type not in KV_TYPES:
             raise ZephyraError(f"unknown cache type '{kv_type}'", hint=did_you_mean(kv_type, KV_TYPES))
-        self.context_length = context or min(trained, _DEFAULT_CONTEXT)
         self.vocab_size = len(header.metadata["tokenizer.ggml.tokens"])
-        self.usage = GenerationUsage()
         heads = self._number("attention.head_count")
         head = self._number("attention.key_length", self._number("embedding_length") // heads)
         self._lib = library()
         self._model: Any = load_weights(self._lib, header, extra_buffers)
         self._vocabulary = Vocabulary(self._lib, self._model, self.vocab_size)
-        self.threads = min(threads or _DEFAULT_THREADS, usable_cores())
         self._settings = ContextSettings(
             n_batch=n_batch,
             threads=self.threads,
@@ -117,10 +110,7 @@ class LlamaBackend:
             from zephyra_cli.backends.prompt_cache import PromptCache
 
             self._prompts = PromptCache(prompt_folder, self._settings, path, self._adapters)
-        self._draft: Draft | None = None
-        self._draft_length = DraftLength()
         self._mix: Mix = ()
-        self._turn = 0  # counts generations, so that an old generator cannot go on in a new one's cache
 
     def _number(self, key: str, default: int = 0) -> int:
         value = self._header.metadata.get(f"{self._header.architecture}.{key}", default)
@@ -145,10 +135,8 @@ class LlamaBackend:
         self._mix = self._adapters.mix(weights)
         return 1000 * (time.perf_counter() - start)
 
-    def speculate(self, draft: Draft | None) -> None:
-        if self._draft is not None and self._draft is not draft:
-            self._draft.close()
-        self._draft, self._draft_length = draft, DraftLength()
+    def speculate(self, draft: Draft | None, length: DraftLength | None = None) -> None:
+        super().speculate(draft, length)
         if draft is not None and not self._pool.settings.guesses:
             self._pool.close()  # a context has room for guesses from its beginning or never
             self._pool.settings = replace(self._settings, guesses=LONGEST_DRAFT)
@@ -166,65 +154,26 @@ class LlamaBackend:
     def cached_tokens(self, prompt: Sequence[int], weights: Mapping[str, float]) -> int:
         return self._pool.cached(mix_of(weights), prompt)
 
-    def generate(self, prompt: Sequence[int], params: SamplingParams) -> Generator[Token, None, None]:
-        self._check_prompt(prompt, room=1)
-        self._turn += 1
-        turn, clock = self._turn, time.perf_counter
-        start = clock()
-        constraint = self._vocabulary.constraint(params)
+    def _prepare(self, prompt: Sequence[int], params: SamplingParams) -> tuple[Context, Sampler]:
+        constraint = self._constraint(params)
         context = self._context(min(self.context_length, len(prompt) + params.max_tokens))
         if self._prompts is not None:
             self._prompts.restore(context, self._mix, prompt)
-        cached, given = context.rewind(prompt), 0
-        prefill_ms = first_ms = decode_ms = 0.0
-        sampler = Sampler(self._lib, self.vocab_size, params, prompt, constraint)
-        last = min(params.max_tokens, self.context_length - len(prompt))
-        speculation, row = None, -1
-        if self._draft is not None:
-            speculation = Speculation(self._draft, self._draft_length, context, prompt, last)
-        try:
-            began = clock()
-            context.read(prompt)
-            prefill_ms = 1000 * (clock() - began)
-            self._check_numbers(context)
-            sample, ends, handle = sampler.sample, self._vocabulary.ends_answer, context.handle
-            while True:
-                token = sample(handle, row)
-                given += 1
-                if given == 1:
-                    first_ms = 1000 * (clock() - start)
-                else:
-                    decode_ms += 1000 * (clock() - began)
-                if ends(token):
-                    yield Token(token, "stop")
-                    return
-                if given == last:
-                    yield Token(token, "length")
-                    return
-                yield Token(token)
-                if given == 1 and self._prompts is not None and turn == self._turn:
-                    self._prompts.keep(context, self._mix, prompt)
-                if turn != self._turn:
-                    raise RuntimeError("this generation was overtaken by a newer one, or by close()")
-                began = clock()
-                if speculation is None:
-                    context.decode((token,))
-                else:
-                    row = speculation.advance(token)
-        finally:
-            sampler.close()
-            if turn == self._turn:
-                self.usage = GenerationUsage(
-                    prompt_tokens=len(prompt),
-                    cached_tokens=cached,
-                    completion_tokens=given,
-                    prefill_ms=prefill_ms,
-                    first_token_ms=first_ms,
-                    decode_ms=decode_ms,
-                    drafted=speculation.drafted if speculation else 0,
-                    accepted=speculation.accepted if speculation else 0,
-                    draft_note=speculation.note if speculation else "",
-                )
+        return context, Sampler(self._lib, self.vocab_size, params, prompt, constraint)
+
+    def _prompt_read(self, context: Context) -> None:
+        """NaN comes from damaged weights, in all logits as a rule: the first is looked at always, all of them once."""
+        logits = context.logits(-1, self.vocab_size)
+        if math.isnan(logits[0] if context.proven else sum(logits)):
+            raise ZephyraError(f"{self._header.path} computes no numbers (NaN)", hint="its weights are damaged")
+        context.proven = True
+
+    def _answer_begun(self, context: Context, prompt: Sequence[int]) -> None:
+        if self._prompts is not None:
+            self._prompts.keep(context, self._mix, prompt)
+
+    def _ends_answer(self, token_id: int) -> bool:
+        return self._vocabulary.ends_answer(token_id)
 
     def generate_many(self, jobs: Sequence[Job]) -> Generator[Event, bool | None, None]:
         """In contexts of their own: the caches of the conversations stay as they are."""
@@ -243,10 +192,10 @@ class LlamaBackend:
             def open_context(size: int, count: int, adapters: Loaded = loaded) -> SlotContext:
                 return SlotContext(self._lib, self._model, self._settings, adapters, size, count)
 
-            yield from Slots(open_context, self._sampler, self._vocabulary.ends_answer, self.context_length).run(group)
+            yield from Slots(open_context, self._sampler, self._ends_answer, self.context_length).run(group)
 
     def _sampler(self, job: Job) -> Sampler:
-        constraint = self._vocabulary.constraint(job.params)
+        constraint = self._constraint(job.params)
         return Sampler(self._lib, self.vocab_size, job.params, job.prompt, constraint)
 
     def logits(self, prompt: Sequence[int]) -> list[array[float]]:
@@ -278,21 +227,5 @@ class LlamaBackend:
     def _context(self, need: int) -> Context:
         return self._pool.context(self._mix, lambda: self._adapters.loaded(self._mix, self._pool.mixes), need)
 
-    def _check_numbers(self, context: Context) -> None:
-        """NaN comes from damaged weights, in all logits as a rule: the first is looked at always, all of them once."""
-        logits = context.logits(-1, self.vocab_size)
-        if math.isnan(logits[0] if context.proven else sum(logits)):
-            raise ZephyraError(f"{self._header.path} computes no numbers (NaN)", hint="its weights are damaged")
-        context.proven = True
-
-    def _check_prompt(self, prompt: Sequence[int], *, room: int) -> None:
+    def _check_open(self) -> None:
         self._vocabulary.check_open()
-        if not prompt:
-            raise ZephyraError("the prompt is empty", hint="give at least one token")
-        if len(prompt) + room > self.context_length:
-            raise ZephyraError(
-                f"the prompt has {len(prompt)} tokens, the context has {self.context_length}"
-                + (" and must have room for an answer" if room else ""),
-                hint="shorten the prompt, or raise --context where the model allows it",
-            )
-        self._vocabulary.check_ids(prompt)

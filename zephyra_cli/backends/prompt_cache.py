@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zephyra_cli.backends.adapters import Adapters
-from zephyra_cli.backends.kv import Context, ContextSettings, Mix, common_prefix
+from zephyra_cli.backends.kv import Context, ContextSettings, common_prefix
 from zephyra_cli.backends.library import VERSION
+from zephyra_cli.backends.mix import Mix
 from zephyra_cli.backends.prompt_folder import Found, PromptFolder
 
 LEAST = 64

@@ -53,6 +53,10 @@ class Job:
     weights: Mapping[str, float] = field(default_factory=dict)
 
 
+Event = tuple[int, Token | ZephyraError]
+"""The number of a job, and its next token or the error that ended it."""
+
+
 class Backend(Protocol):
     """Tokens in, tokens out. Knows nothing of chats, domains or terminals. One thread at a time."""
 
@@ -123,7 +127,7 @@ class Backend(Protocol):
         """
         ...
 
-    def generate_many(self, jobs: Sequence[Job]) -> Generator[tuple[int, Token | ZephyraError], bool | None, None]:
+    def generate_many(self, jobs: Sequence[Job]) -> Generator[Event, bool | None, None]:
         """Continue many prompts at once: every token as it comes with the number of its job, in no order of the jobs.
 
         A job ends with a token that has a `finish_reason`, or with the error that it alone had; sending True in answer

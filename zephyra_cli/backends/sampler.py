@@ -49,15 +49,15 @@ class Sampler:
         add(chain, lib.llama_sampler_init_temp(params.temperature))
         add(chain, lib.llama_sampler_init_dist(min(params.seed, _RANDOM_SEED - 1)))
 
-    def sample(self, context: int, row: int = -1) -> int:
+    def sample(self, context: Any, row: int = -1) -> int:
         """The token after the last one that `context` decoded, or after the one in `row` of its last batch.
 
         The chain remembers it for its penalties, the constraint for what may follow.
         """
         if self._constraint is None:
-            return int(self._lib.llama_sampler_sample(self._chain, context, row))
-        self._forbid(self._constraint, context, row)
-        token = int(self._lib.llama_sampler_sample(self._chain, context, row))
+            return int(self._lib.llama_sampler_sample(self._chain, context.handle, row))
+        self._forbid(self._constraint, context.handle, row)
+        token = int(self._lib.llama_sampler_sample(self._chain, context.handle, row))
         self._constraint.accept(token)
         return token
 

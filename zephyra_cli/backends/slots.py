@@ -14,7 +14,7 @@ from typing import Any
 
 from zephyra_cli.backends.kv import ContextSettings, context_params, set_adapters
 from zephyra_cli.backends.library import Batch, take_errors
-from zephyra_cli.backends.protocol import Job
+from zephyra_cli.backends.protocol import Event, Job
 from zephyra_cli.backends.sampler import Sampler
 from zephyra_cli.devices import available_memory
 from zephyra_fusion.errors import ZephyraError
@@ -27,7 +27,6 @@ SHORT = 1024
 
 Longer ones get a cache each: every query looks at all that a cache holds, masked or not."""
 
-Event = tuple[int, Token | ZephyraError]
 Loaded = tuple[Sequence[int], Sequence[float]]  # adapters of llama.cpp and their scales
 
 
@@ -178,7 +177,7 @@ class Slots:
             try:
                 if not context.is_number(row):
                     raise ZephyraError("the model computes no numbers (NaN)", hint="its weights are damaged")
-                token = job.sampler.sample(context.handle, row)
+                token = job.sampler.sample(context, row)
             except ZephyraError as error:
                 yield job.index, error
                 over = True

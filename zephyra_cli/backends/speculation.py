@@ -1,12 +1,15 @@
-"""One generation's steps through llama.cpp, with a draft or without."""
+"""One answer's steps with a draft: what to decode, and which guesses stay."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from zephyra_cli.backends.kv import Context
 from zephyra_fusion.draft import Draft, DraftLength
+
+if TYPE_CHECKING:
+    from zephyra_cli.backends.local import Context
 
 
 class Speculation:

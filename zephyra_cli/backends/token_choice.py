@@ -23,7 +23,11 @@ class TokenChoice:
         self._history, self._proven = list(prompt), False
         self._random = torch.Generator().manual_seed(params.seed)
 
-    def __call__(self, logits: Any) -> int:
+    def sample(self, context: Any, row: int = -1) -> int:
+        """The token after the one in `row` of the last tokens that `context` decoded."""
+        return self.choose(context.logits[row])
+
+    def choose(self, logits: Any) -> int:
         import torch
 
         from zephyra_fusion.constraint import allowed
@@ -42,3 +46,6 @@ class TokenChoice:
         if self._constraint is not None:
             self._constraint.accept(token)
         return token
+
+    def close(self) -> None:
+        """As a choice in llama.cpp has it: here is nothing to give back."""

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from zephyra_cli.text import utf8
 from zephyra_fusion.errors import ZephyraError
-from zephyra_fusion.types import SamplingParams
-
-if TYPE_CHECKING:
-    from zephyra_fusion.constraint import Constraint, TokenTable
+from zephyra_fusion.types import check_ids
 
 
 class Vocabulary:
@@ -29,13 +26,7 @@ class Vocabulary:
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         self.check_open()
-        try:
-            raw = text.encode()
-        except UnicodeEncodeError as error:
-            raise ZephyraError(
-                f"the text is no valid Unicode: character {error.start} is the lone surrogate {text[error.start]!r}",
-                hint="input must be UTF-8",
-            ) from None
+        raw = utf8(text)
         room = len(raw) + 8  # a token stands for at least one byte
         ids = (ctypes.c_int32 * room)()
         count = self._lib.llama_tokenize(self._handle, raw, len(raw), ids, room, False, special)
@@ -47,7 +38,7 @@ class Vocabulary:
         piece = self._pieces.get(token_id)
         if piece is None:
             self.check_open()
-            self.check_ids((token_id,))
+            check_ids((token_id,), self.size)
             size = 64
             while True:
                 buffer = ctypes.create_string_buffer(size)
@@ -64,25 +55,6 @@ class Vocabulary:
         if ends is None:
             self._ends[token_id] = ends = bool(self._lib.llama_vocab_is_eog(self._handle, token_id))
         return ends
-
-    def constraint(self, params: SamplingParams) -> Constraint | None:
-        """The schema or the grammar that `params` names. ZephyraError: it cannot be used."""
-        if not (params.schema or params.grammar):
-            return None
-        from zephyra_fusion.constraint import Constraint
-
-        return Constraint(params, self._token_table)
-
-    @cached_property
-    def _token_table(self) -> TokenTable:
-        from zephyra_fusion.constraint import TokenTable
-
-        return TokenTable(self.size, self.token_bytes, self.stop_ids)
-
-    def check_ids(self, ids: Sequence[int]) -> None:
-        low, high = min(ids), max(ids)
-        if low < 0 or high >= self.size:
-            raise ZephyraError(f"token id {low if low < 0 else high} is outside the vocabulary of {self.size}")
 
     def check_open(self) -> None:
         if not self._handle:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from zephyra_cli.backends.adapters import GRID, mix_of
 from zephyra_cli.backends.llama import LlamaBackend
+from zephyra_cli.backends.mix import GRID, mix_of
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.types import SamplingParams
 

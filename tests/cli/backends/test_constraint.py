@@ -77,7 +77,8 @@ def vocabulary(tiny_gguf: Path) -> Iterator[tuple[Any, Any, LlamaBackend]]:
 def test_a_grammar_is_read_as_llama_cpp_reads_it(name: str, vocabulary: tuple[Any, Any, LlamaBackend]) -> None:
     """Random walks over the tiny model's tokens: the same tokens are allowed at every step."""
     llama_cpp, vocab, backend = vocabulary
-    ours, token_bytes = backend._vocabulary._token_table, backend.token_bytes
+    token_bytes = backend.token_bytes
+    ours = TokenTable(backend.vocab_size, token_bytes, backend.stop_ids)
     text, dice = GRAMMARS[name], random.Random(4)
     # llama.cpp lets a control token stand for its name, lets in bytes that are in no UTF-8, and keeps NUL out.
     odd = {1, 2, 3, 4} | {
