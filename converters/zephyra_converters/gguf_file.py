@@ -6,13 +6,16 @@ import math
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BufferedWriter
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zephyra_converters.checkpoint import LazyTensor
-from zephyra_converters.dtypes import check_finite, from_float32, to_float32
+from zephyra_converters.dtypes import check_finite, converted, to_float32
 from zephyra_converters.gguf_header import GGML_TYPES
+from zephyra_converters.read_ahead import read_ahead
 from zephyra_fusion.errors import ZephyraError
 
 if TYPE_CHECKING:
@@ -61,9 +64,14 @@ def write_gguf_file(
     too large weights are errors that name the tensor; the caller removes the unfinished file.
     """
     planned = list(tensors)
-    with write_header(path, architecture, metadata, planned) as file:
-        for plan in planned:
-            _write_tensor(file, plan, progress)
+    spans = [(plan, begin, end) for plan in planned for begin, end in plan.tensor.spans()]
+    blocks = read_ahead(partial(_block, *span) for span in spans)
+    with write_header(path, architecture, metadata, planned) as file, blocks as made:
+        for (plan, _, end), data in zip(spans, made, strict=True):
+            file.write(data.data)
+            if end == plan.tensor.row_count:
+                file.write(bytes(padded(file.tell()) - file.tell()))
+            progress(data.nbytes)
     counts: dict[str, int] = {}
     for plan in planned:
         counts[plan.type] = counts.get(plan.type, 0) + 1
@@ -123,29 +131,21 @@ def patch_numbers(path: Path, values: Mapping[str, float | int]) -> None:
             file.write(struct.pack(form, value))
 
 
-def _write_tensor(file: BufferedWriter, plan: Planned, progress: Callable[[int], None]) -> None:
-    """Block by block, so that no tensor's size decides how much memory is used; stored words of the type stay as is."""
+def _block(plan: Planned, begin: int, end: int) -> np.ndarray:
+    """The bytes of some rows in the planned type; stored words of that type stay as they are."""
     import numpy as np
 
     tensor = plan.tensor
-    for first, words in tensor.blocks():
-        check_finite(words, tensor.dtype, tensor.name, first, tensor.shape)
-        if plan.type != tensor.dtype or plan.type == "Q8_0":
-            words = encode(to_float32(words, tensor.dtype, tensor.name), plan.type, tensor.name)
-        file.write(np.ascontiguousarray(words).reshape(-1).view(np.uint8).data)
-        progress(words.nbytes)
-    file.write(bytes(padded(file.tell()) - file.tell()))
-
-
-def encode(values: np.ndarray, kind: str, name: str) -> np.ndarray:
-    """float32 values as the bytes of a ggml type."""
-    import numpy as np
-
-    if kind == "Q8_0":
+    words = tensor.rows(begin, end)
+    check_finite(words, tensor.dtype, tensor.name, begin, tensor.shape)
+    if plan.type == "Q8_0":
         import gguf
 
-        return gguf.quants.quantize(np.ascontiguousarray(values), gguf.GGMLQuantizationType.Q8_0)
-    return np.ascontiguousarray(from_float32(values, kind, name))
+        values = np.ascontiguousarray(to_float32(words, tensor.dtype, tensor.name))
+        words = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)
+    else:
+        words = converted(words, tensor.dtype, plan.type, tensor.name)
+    return np.ascontiguousarray(words).reshape(-1).view(np.uint8)
 
 
 def _string(text: str) -> bytes:
@@ -160,7 +160,9 @@ def _value(key: str, value: Any) -> bytes:
         code, form = _ITEMS[kind]
         start = struct.pack("<IIQ", _ARRAY, code, len(value))
         if kind is str:
-            return start + b"".join(map(_string, value))
+            texts = [text.encode() for text in value]
+            lengths = map(_LENGTH.pack, map(len, texts))
+            return start + b"".join(chain.from_iterable(zip(lengths, texts, strict=True)))
         return start + struct.pack(f"<{len(value)}{form}", *value)
     if isinstance(value, float) and not abs(value) <= _LARGEST:
         raise ZephyraError(f"'{key}' is {value}, GGUF's FLOAT32 cannot hold it")

@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zephyra_converters.checkpoint import LazyTensor
-from zephyra_converters.dtypes import ITEM_SIZE, from_float32, storage, to_float32
+from zephyra_converters.dtypes import ITEM_SIZE, converted, storage
+from zephyra_converters.read_ahead import read_ahead
 from zephyra_fusion.errors import ZephyraError
 
 if TYPE_CHECKING:
@@ -67,14 +70,21 @@ def write_safetensors(
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
+    blocks = read_ahead(
+        partial(_block, tensor, dtype or tensor.dtype, *span) for tensor in listed for span in tensor.spans()
+    )
+    with path.open("wb") as file, blocks as made:
         file.write(struct.pack("<Q", len(text)) + text)
-        for tensor in listed:
-            for _, words in tensor.blocks():
-                if tensor.dtype != (dtype or tensor.dtype):
-                    words = from_float32(to_float32(words, tensor.dtype, tensor.name), str(dtype), tensor.name)
-                file.write(words.tobytes())
-                progress(words.nbytes)
+        for data in made:
+            file.write(data.data)
+            progress(data.nbytes)
+
+
+def _block(tensor: LazyTensor, dtype: str, begin: int, end: int) -> np.ndarray:
+    import numpy as np
+
+    words = converted(tensor.rows(begin, end), tensor.dtype, dtype, tensor.name)
+    return np.ascontiguousarray(words).reshape(-1).view(np.uint8)
 
 
 def _read_header(path: Path) -> tuple[Mapping[str, Any], int]:
@@ -100,8 +110,7 @@ def _read_header(path: Path) -> tuple[Mapping[str, Any], int]:
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = sorted(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         raise ZephyraError(f"duplicate entries in a safetensors header: {', '.join(twice)}")
     return result
 

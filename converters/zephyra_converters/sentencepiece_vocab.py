@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -117,8 +118,7 @@ def pieces_of(tokenizer: Mapping[str, Any], config: Mapping[str, Any], model: by
         tokens[number] = entry["content"] if control else entry["content"].replace(SPACE, " ")
         scores[number], types[number] = _ADDED_SCORE, CONTROL if control else USER_DEFINED
     if len(set(tokens)) != len(tokens):
-        seen: set[str] = set()
-        twice = sorted({token for token in tokens if token in seen or seen.add(token)})  # type: ignore[func-returns-value]
+        twice = sorted(token for token, count in Counter(tokens).items() if count > 1)
         raise ZephyraError(f"the tokenizer gives two ids to {', '.join(map(repr, twice[:6]))}")
     return Pieces(tokens, scores, types, space_prefix)
 

@@ -6,6 +6,7 @@ llama.cpp knows a pre-tokenizer by name (`pre`) and has its regex compiled in: o
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -171,7 +172,7 @@ def _entries(vocab: Mapping[str, int], added: Sequence[Mapping[str, Any]], size:
     entries = [by_id.get(n, (f"[PAD{n}]", UNUSED)) for n in range(size)]
     tokens = [token for token, _ in entries]
     if len(set(tokens)) != len(tokens):
-        twice = sorted({token for token in tokens if tokens.count(token) > 1})
+        twice = sorted(token for token, count in Counter(tokens).items() if count > 1)
         raise ZephyraError(f"the tokenizer gives two ids to {', '.join(map(repr, twice[:6]))}")
     return tokens, [kind for _, kind in entries]
 

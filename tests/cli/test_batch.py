@@ -124,10 +124,12 @@ def test_an_ended_run_goes_on_where_it_stopped(ending: int, zephyra: Run, tiny_p
 def test_a_full_disk_keeps_what_is_whole(zephyra: Run, tiny_pack: Path, tmp_path: Path) -> None:
     source, target = write_input(tmp_path / "in.jsonl", 40), tmp_path / "out.jsonl"
     arguments = ["generate", "-m", tiny_pack, "-n", "2", "--no-log", "--input", source, "--output", target]
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (7000, 7000))  # noqa: E731
-    done = subprocess.run(
-        [*PROGRAM, *map(str, arguments)], capture_output=True, preexec_fn=limit, stdin=subprocess.DEVNULL, timeout=60
-    )
+
+    def little_room() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (7000, 7000))
+
+    command = [*PROGRAM, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, preexec_fn=little_room, stdin=subprocess.DEVNULL, timeout=60)
     said = done.stderr.decode()
     assert done.returncode == 1 and "cannot write to" in said and "File too large" in said
     assert "make room and run the same command again" in said and "Traceback" not in said
