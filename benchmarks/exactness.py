@@ -17,6 +17,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from report import Report, progress
+from scripted_draft import GivenLength, ScriptedDraft
 
 if TYPE_CHECKING:
     from zephyra_cli.backends.llama import LlamaBackend
@@ -87,7 +88,7 @@ def conversation(warm: LlamaBackend, cold: LlamaBackend, names: Sequence[str], d
         params = SamplingParams(max_tokens=dice.randrange(1, 20))
         stop_after = dice.choice((1, 3, 99, 99, 99))
         cold.set_adapters(weights)
-        cold._pool.close()
+        cold.forget()
         expected = [token.id for token in cold.generate(text, params)]
         drafting = guess_ahead(warm, dice, expected)
         warm.set_adapters(weights)
@@ -121,28 +122,6 @@ def mix(names: Sequence[str], dice: Random) -> dict[str, float]:
     return {name: round(dice.choice((0.25, 0.3, 0.5)), 2) for name in chosen}
 
 
-class Prompter:
-    """A draft that knows the answer, and is wrong now and then."""
-
-    name = "prompter"
-
-    def __init__(self, answer: Sequence[int], dice: Random) -> None:
-        self._answer, self._dice, self._start = answer, dice, 0
-
-    def begin(self, prompt: Sequence[int]) -> None:
-        self._start = len(prompt)
-
-    def follow(self, tokens: Sequence[int]) -> None:
-        pass
-
-    def propose(self, tokens: Sequence[int], count: int) -> Sequence[int]:
-        at = len(tokens) - self._start
-        return [token if self._dice.random() < 0.8 else FIRST_ID for token in self._answer[at : at + count]]
-
-    def close(self) -> None:
-        pass
-
-
 def guess_ahead(backend: LlamaBackend, dice: Random, answer: Sequence[int]) -> str:
     """A draft that guesses always, or none."""
     from zephyra_fusion.draft import NgramDraft
@@ -150,10 +129,9 @@ def guess_ahead(backend: LlamaBackend, dice: Random, answer: Sequence[int]) -> s
     if dice.random() < 0.3:
         backend.speculate(None)
         return "no draft"
-    draft = NgramDraft() if dice.random() < 0.3 else Prompter(answer, dice)
-    backend.speculate(draft)
+    draft = NgramDraft() if dice.random() < 0.3 else ScriptedDraft(answer, lambda at: dice.random() < 0.2)
     length = dice.randrange(1, 9)
-    backend._draft_length.next = lambda: length  # type: ignore[method-assign]  # whether it pays or not
+    backend.speculate(draft, GivenLength([length]))
     return f"{length} drafted by {draft.name}"
 
 

@@ -19,6 +19,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from report import Report, progress
+from scripted_draft import GivenLength
 
 if TYPE_CHECKING:
     from zephyra_cli.backends.llama import LlamaBackend
@@ -155,8 +156,7 @@ def distribution(report: Report, samples: int) -> None:
     pack = store.find("zephyra-nano", offline=True)
     backend = LlamaBackend(pack.path(pack.base), threads=1, kv_type="f32", flash_attention=False)
     prompt = backend.encode("one two three one two three one two three one two")
-    backend.speculate(NgramDraft())
-    backend._draft_length.next = lambda: 3  # type: ignore[method-assign]  # whether it pays or not
+    backend.speculate(NgramDraft(), GivenLength([3]))
     top, seen, drawn, seed = 4, dict[tuple[int, ...], dict[int, int]](), 0, 0
     while drawn < samples:
         params = SamplingParams(max_tokens=4, temperature=1.0, top_k=top, top_p=1.0, min_p=0.0, seed=seed)

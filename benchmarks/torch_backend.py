@@ -15,7 +15,6 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from report import Report
@@ -66,23 +65,15 @@ def decoding(backend: FusionBackend, count: int, seed: int) -> float:
 
 
 def switching(report: Report, backend: FusionBackend, names: list[str], count: int) -> None:
-    from zephyra_fusion.static_step import StaticStep
     from zephyra_fusion.types import SamplingParams
 
     prompt = [20 + at % 200 for at in range(64)]
-    params, captures = SamplingParams(max_tokens=2), [0]
-    capture: Callable[[Any], None] = StaticStep._capture
-
-    def counted(step: Any) -> None:
-        captures[0] += 1
-        capture(step)
-
-    StaticStep._capture = counted  # type: ignore[method-assign]
+    params = SamplingParams(max_tokens=2)
     mixes: list[dict[str, float]] = [{}, {names[0]: 1.0}]
     for mix in mixes * 2:
         backend.set_adapters(mix)
         list(backend.generate(prompt, params))
-    calls, stays, returns, before = [], [], [], captures[0]
+    calls, stays, returns, before = [], [], [], backend.captures
     for mix in itertools.islice(itertools.cycle(mixes), 20):
         calls.append(backend.set_adapters(mix))
         for found in returns, stays:
@@ -92,8 +83,7 @@ def switching(report: Report, backend: FusionBackend, names: list[str], count: i
     report.figure("switch", "switch: the call", statistics.median(calls), unit="ms", at_most=1.0)
     report.figure("return", "first two tokens after it, against staying", statistics.median(returns)
                   / statistics.median(stays), at_most=1.1)  # fmt: skip
-    report.figure("captures", "graphs captured for mixes that came back", captures[0] - before, at_most=0)
-    StaticStep._capture = capture  # type: ignore[method-assign]
+    report.figure("captures", "graphs captured for mixes that came back", backend.captures - before, at_most=0)
 
 
 def mixed(report: Report, backend: FusionBackend, names: list[str], count: int) -> None:

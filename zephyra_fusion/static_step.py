@@ -48,6 +48,7 @@ class StaticStep:
         self.run = torch.compile(self.forward, fullgraph=True, dynamic=False) if compile else self.forward
         self.moved_to = -1  # where the last step left the cache
         self.captured_for: Any = None
+        self.captures = 0
         self.graph: Any = None
         self.logits: Tensor | None = None
 
@@ -67,15 +68,15 @@ class StaticStep:
         return logits
 
     def _replayed(self) -> Tensor:
-        if self.cache.offset != self.moved_to and (now := self._state()) != self.captured_for:
+        if self.cache.offset != self.moved_to and (now := self.state()) != self.captured_for:
             self._capture()
             self.captured_for = now
         self.graph.replay()
         assert self.logits is not None
         return self.logits.clone()
 
-    def _state(self) -> tuple[object, ...]:
-        """What a captured graph has burned in: where the weights lie, which adapters are on."""
+    def state(self) -> tuple[object, ...]:
+        """What a graph captured now would have burned in: where the weights lie, which adapters are on."""
         layers = [layer for _, layer in adapted_layers(self.model)]
         if not layers:
             return (self.model.lm_head.weight.data_ptr(),)
@@ -85,6 +86,7 @@ class StaticStep:
 
     def _capture(self) -> None:
         self.graph = self.logits = None
+        self.captures += 1
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):

@@ -77,22 +77,22 @@ def test_one_graph_takes_every_token(name: str) -> None:
 def test_the_state_that_a_graph_has_burned_in_changes_with_the_adapters() -> None:
     model = build(TINY)
     step = static_cache(model).step
-    seen = [step._state()]
+    seen = [step.state()]
     model = with_adapters(model)
     for weights in ({"a": 1.0}, {"b": 1.0}, {"b": 0.5}, {}):
         set_adapters(model, weights)
-        seen.append(step._state())
+        seen.append(step.state())
     set_adapters(model, {})
-    assert step._state() == seen[-1], "the same mix again is no change"
+    assert step.state() == seen[-1], "the same mix again is no change"
     fuse_adapters(model, ["a", "b"])
-    seen.append(step._state())
+    seen.append(step.state())
     set_adapters(model, {})
-    seen.append(step._state())
+    seen.append(step.state())
     for weights in ({"a": torch.tensor([1.0])}, {"a": torch.tensor([2.0])}, {}):
         set_adapters(model, weights)
-        seen.append(step._state())
+        seen.append(step.state())
     remove_adapter(model, "b")
-    seen.append(step._state())
+    seen.append(step.state())
     assert len(set(seen)) == len(seen)
 
 

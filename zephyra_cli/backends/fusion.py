@@ -156,9 +156,17 @@ class FusionBackend(LocalBackend):
             rows += context.logits.float().tolist()
         return rows
 
-    def close(self) -> None:
+    def forget(self) -> None:
         self._turn += 1
         self._contexts.clear()
+
+    @property
+    def captures(self) -> int:
+        """CUDA graphs that the live contexts have captured."""
+        return sum(context.cache.step.captures for context in self._contexts.values() if context.static)
+
+    def close(self) -> None:
+        self.forget()
         if self._draft is not None:
             self._draft.close()
         self._model = None

@@ -21,7 +21,7 @@ class FusionContext:
     def __init__(self, model: Any, limit: int, *, static: bool) -> None:
         from zephyra_fusion.static_step import static_cache
 
-        self._model = model
+        self._model, self.static = model, static
         self.tokens: list[int] = []
         self.cache: Any = static_cache(model, limit) if static else model.new_cache()
         self.logits: Any = None

@@ -253,6 +253,11 @@ class ContextPool:
             self._contexts.popitem(last=False)[1].free()
         return found
 
+    @property
+    def bytes(self) -> int:
+        """Of all keys and values, used or not yet."""
+        return sum(self.settings.cache_bytes(context.size) for context in self._contexts.values())
+
     def cached(self, mix: Mix, prompt: Sequence[int]) -> int:
         """How many tokens of `prompt` the context of `mix` holds."""
         found = self._contexts.get(mix)
@@ -263,9 +268,8 @@ class ContextPool:
         need = self.settings.cache_bytes(size)
         while True:
             free = available_memory()
-            taken = sum(self.settings.cache_bytes(context.size) for context in self._contexts.values())
             others = [other for other in self._contexts if other != mix]
-            if taken + need <= self._memory and (free is None or need <= free):
+            if self.bytes + need <= self._memory and (free is None or need <= free):
                 return
             if not others:
                 break

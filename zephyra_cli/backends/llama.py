@@ -213,10 +213,18 @@ class LlamaBackend(LocalBackend):
             context.free()
         return rows
 
-    def close(self) -> None:
+    def forget(self) -> None:
         self._turn += 1
-        self._vocabulary.close()
         self._pool.close()
+
+    @property
+    def cache_bytes(self) -> int:
+        """That the keys and values of all mixes take now."""
+        return self._pool.bytes
+
+    def close(self) -> None:
+        self.forget()
+        self._vocabulary.close()
         if self._draft is not None:
             self._draft.close()
         self._adapters.clear()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Generator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
-from zephyra_cli.backends.protocol import GenerationUsage
+from zephyra_cli.backends.protocol import Backend, GenerationUsage
 from zephyra_cli.backends.speculation import Speculation
 from zephyra_cli.devices import usable_cores
 from zephyra_fusion.draft import Draft, DraftLength
@@ -61,13 +61,11 @@ class Choice(Protocol):
     def close(self) -> None: ...
 
 
-class LocalBackend(ABC):
+class LocalBackend(Backend):
     """`trained`: tokens of context that the model was made for. `most_threads`: what `threads` is when not given.
 
     ZephyraError: `context` or `threads` is out of range.
     """
-
-    vocab_size: int
 
     def __init__(self, trained: int, context: int | None, threads: int | None, most_threads: int) -> None:
         if context is not None and not 1 <= context <= trained:
@@ -81,19 +79,16 @@ class LocalBackend(ABC):
         self._draft_length = DraftLength()
         self._turn = 0  # counts generations, so that an old generator cannot go on in a new one's cache
 
-    @property
-    @abstractmethod
-    def stop_ids(self) -> frozenset[int]: ...
-
-    @abstractmethod
-    def token_bytes(self, token_id: int) -> bytes: ...
-
     @abstractmethod
     def _prepare(self, prompt: Sequence[int], params: SamplingParams) -> tuple[Context, Choice]:
         """The context of the mix that is set, with room for the answer, and who chooses its tokens."""
 
     @abstractmethod
     def _ends_answer(self, token_id: int) -> bool: ...
+
+    @abstractmethod
+    def forget(self) -> None:
+        """Let go of all keys and values: the next prompt is read whole."""
 
     @abstractmethod
     def _check_open(self) -> None: ...

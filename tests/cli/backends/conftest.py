@@ -8,20 +8,20 @@ from typing import Any
 
 import pytest
 
-from zephyra_cli.backends.protocol import Backend
+from zephyra_cli.backends.local import LocalBackend
 
 
 @pytest.fixture(params=["llama", "torch"])
-def open_backend(request: pytest.FixtureRequest) -> Iterator[Callable[..., Backend]]:
+def open_backend(request: pytest.FixtureRequest) -> Iterator[Callable[..., LocalBackend]]:
     """open_backend(path, **options) -> a backend of the kind in turn, one thread, float32; closed afterwards."""
-    opened: list[Backend] = []
+    opened: list[LocalBackend] = []
 
-    def open_one(path: Path, **options: Any) -> Backend:
+    def open_one(path: Path, **options: Any) -> LocalBackend:
         if request.param == "torch":
             pytest.importorskip("torch")
             from zephyra_cli.backends.fusion import FusionBackend
 
-            backend: Backend = FusionBackend(path, threads=1, device="cpu", **options)
+            backend: LocalBackend = FusionBackend(path, threads=1, device="cpu", **options)
         else:
             from zephyra_cli.backends.llama import LlamaBackend
 
@@ -35,7 +35,7 @@ def open_backend(request: pytest.FixtureRequest) -> Iterator[Callable[..., Backe
 
 
 @pytest.fixture
-def backend(open_backend: Callable[..., Backend], tiny_gguf: Path, tiny_adapters: dict[str, Path]) -> Backend:
+def backend(open_backend: Callable[..., LocalBackend], tiny_gguf: Path, tiny_adapters: dict[str, Path]) -> LocalBackend:
     """The tiny model with its adapters a, b and c resident."""
     opened = open_backend(tiny_gguf)
     for name, path in tiny_adapters.items():

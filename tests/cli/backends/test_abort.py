@@ -67,7 +67,7 @@ def test_the_watcher_hears_only_what_stops_and_leaves_no_trace() -> None:
 def test_another_thread_reads_without_a_watcher(tiny_gguf: Path) -> None:
     backend = LlamaBackend(tiny_gguf, threads=1)
     expected, found = answer(backend), []
-    backend._pool.close()
+    backend.forget()
     worker = threading.Thread(target=lambda: found.append(answer(backend)))
     worker.start()
     worker.join()
@@ -82,11 +82,11 @@ def test_ctrl_c_stops_a_batch_in_its_middle() -> None:
     prompt = [10 + i % 8000 for i in range(1000)]
     shortest = 1.0
     for _ in range(4):  # a machine that is busy at the wrong moment
-        backend._pool.close()
+        backend.forget()
         start = time.perf_counter()
         list(backend.generate(prompt, SamplingParams(max_tokens=1)))
         whole = time.perf_counter() - start
-        backend._pool.close()
+        backend.forget()
         timer = threading.Timer(whole / 8, os.kill, (os.getpid(), signal.SIGINT))
         timer.start()
         start = time.perf_counter()

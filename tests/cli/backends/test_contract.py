@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from scripted_draft import GivenLength, ScriptedDraft
 
 from zephyra_cli.backends.llama import LlamaBackend
+from zephyra_cli.backends.local import LocalBackend
 from zephyra_cli.backends.protocol import Backend
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.types import SamplingParams
@@ -206,39 +208,15 @@ def test_a_closed_backend_says_so(open_backend: Open, tiny_gguf: Path) -> None:
             use()
 
 
-class Guessing:
-    """A draft that is now right, now wrong."""
-
-    name = "guessing"
-
-    def __init__(self, text: Sequence[int]) -> None:
-        self.text = list(text)
-
-    def begin(self, prompt: Sequence[int]) -> None:
-        self.start = len(prompt)
-
-    def follow(self, tokens: Sequence[int]) -> None:
-        pass
-
-    def propose(self, tokens: Sequence[int], count: int) -> Sequence[int]:
-        at = len(tokens) - self.start
-        right = self.text[at : at + count]
-        return right if at % 3 else [token ^ 1 for token in right]
-
-    def close(self) -> None:
-        pass
-
-
 @pytest.mark.parametrize(
     "options",
     [{}, {"schema": '{"type": "array", "items": {"type": "integer"}, "minItems": 6}'}, {"temperature": 1.1, "seed": 5}],
 )
-def test_guesses_change_no_token(options: dict[str, Any], backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guesses_change_no_token(options: dict[str, Any], backend: LocalBackend) -> None:
     """With adapters on; constrained and sampled, too."""
-    monkeypatch.setattr("zephyra_fusion.draft.DraftLength.next", lambda self: 4)
     params = SamplingParams(max_tokens=40, **options)
     backend.set_adapters({"a": 0.5, "b": 0.5})
     plain = list(backend.generate(PROMPT, params))
-    backend.speculate(Guessing([token.id for token in plain]))
+    backend.speculate(ScriptedDraft([token.id for token in plain], lambda at: at % 3 == 0), GivenLength([4]))
     assert list(backend.generate(PROMPT, params)) == plain
     assert 0 < backend.usage.accepted < backend.usage.drafted

@@ -112,7 +112,7 @@ def test_every_answer_is_a_cold_backends_answer(tiny_gguf: Path, tiny_adapters: 
         generator.close()
         cached, accepted = cached + warm.usage.cached_tokens, accepted + warm.usage.accepted
         cold.set_adapters(mix)
-        cold._contexts.clear()
+        cold.forget()
         assert tokens == [token.id for token in cold.generate(prompt, params)][: len(tokens)]
         text = [] if len(prompt) > 300 else prompt + tokens
     assert cached > 100, "the test is about reuse"

@@ -239,7 +239,7 @@ def test_a_process_stops_soon_after_ctrl_c(tiny_gguf: Path) -> None:
         "try:\n"
         "    while True:\n"
         "        list(backend.generate([7 + i % 300 for i in range(500)], SamplingParams(max_tokens=12)))\n"
-        "        backend.set_adapters({}); backend._pool.close()\n"
+        "        backend.set_adapters({}); backend.forget()\n"
         "except KeyboardInterrupt:\n"
         "    print('stopped', flush=True)\n"
     )

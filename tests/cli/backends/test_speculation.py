@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scripted_draft import GivenLength, ScriptedDraft
 
 from zephyra_cli.backends.draft_model import ModelDraft
 from zephyra_cli.backends.llama import LlamaBackend
@@ -22,33 +23,9 @@ PARAMS = [
     SamplingParams(max_tokens=40, temperature=1.3, repeat_penalty=1.3, seed=6),
     SamplingParams(max_tokens=1),
 ]
+ALWAYS = range(1, 16)
+"""Lengths of drafts that are made always: what pays is another test's business."""
 MIXES: list[dict[str, float]] = [{}, {"a": 1.0}, {"a": 0.6, "b": 0.4}]
-
-
-class Scripted:
-    """A draft that knows the answer and is wrong on purpose: at every `lie`-th token."""
-
-    name = "scripted"
-
-    def __init__(self, answer: Sequence[int], lie: int) -> None:
-        self.answer, self.lie, self.start = answer, lie, 0
-        self.closed = False
-
-    def begin(self, prompt: Sequence[int]) -> None:
-        self.start = len(prompt)
-
-    def follow(self, tokens: Sequence[int]) -> None:
-        pass
-
-    def propose(self, tokens: Sequence[int], count: int) -> Sequence[int]:
-        at = len(tokens) - self.start
-        return [
-            (token + 1) % 320 if self.lie and i % self.lie == 0 else token
-            for i, token in enumerate(self.answer[at : at + count], at)
-        ]
-
-    def close(self) -> None:
-        self.closed = True
 
 
 def open_backend(base: Path, adapters: dict[str, Path]) -> LlamaBackend:
@@ -66,15 +43,15 @@ def plain(tiny_gguf: Path, tiny_adapters: dict[str, Path]) -> Iterator[LlamaBack
 
 
 @pytest.fixture
-def guessing(
-    tiny_gguf: Path, tiny_adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[LlamaBackend]:
-    """Drafts always: what pays is another test's business."""
-    lengths = iter(range(10**6))
-    monkeypatch.setattr("zephyra_fusion.draft.DraftLength.next", lambda self: 1 + next(lengths) % 15)
+def guessing(tiny_gguf: Path, tiny_adapters: dict[str, Path]) -> Iterator[LlamaBackend]:
     backend = open_backend(tiny_gguf, tiny_adapters)
     yield backend
     backend.close()
+
+
+def lying(every: int) -> Callable[[int], bool]:
+    """Wrong at every so many tokens, 0: never."""
+    return lambda at: every > 0 and at % every == 0
 
 
 def answer(backend: LlamaBackend, params: SamplingParams, prompt: Sequence[int] = PROMPT) -> list[int]:
@@ -89,23 +66,23 @@ def test_every_draft_gives_the_same_text(
     plain.set_adapters(weights)
     expected = answer(plain, params)
     guessing.set_adapters(weights)
-    drafts: list[Draft] = [Scripted(expected, lie) for lie in (0, 1, 4)] + [NgramDraft()]
-    drafts.append(ModelDraft(tiny_gguf, guessing))
-    for draft in drafts:
-        guessing.speculate(draft)
+    drafts: list[tuple[int | None, Draft]] = [(every, ScriptedDraft(expected, lying(every))) for every in (0, 1, 4)]
+    drafts += [(None, NgramDraft()), (None, ModelDraft(tiny_gguf, guessing))]
+    for every, draft in drafts:
+        guessing.speculate(draft, GivenLength(ALWAYS))
         assert answer(guessing, params) == expected, draft.name
         usage = guessing.usage
         assert usage.completion_tokens == len(expected)
         assert 0 <= usage.accepted <= usage.drafted
-        if isinstance(draft, Scripted) and len(expected) > 1:
+        if every is not None and len(expected) > 1:
             assert usage.drafted > 0
             wrong = usage.drafted - usage.accepted
-            assert wrong > 0 if draft.lie else wrong <= 1  # a guessed end of the answer is not counted: nothing follows
+            assert wrong > 0 if every else wrong <= 1  # a guessed end of the answer is not counted: nothing follows
         assert len(guessing._context(1).tokens) < len(PROMPT) + len(expected) + 1
 
 
 def test_a_model_drafts_itself_perfectly(plain: LlamaBackend, guessing: LlamaBackend, tiny_gguf: Path) -> None:
-    guessing.speculate(ModelDraft(tiny_gguf, guessing))
+    guessing.speculate(ModelDraft(tiny_gguf, guessing), GivenLength(ALWAYS))
     plain.set_adapters({})
     assert answer(guessing, PARAMS[0]) == answer(plain, PARAMS[0])
     assert guessing.usage.accepted == guessing.usage.drafted > 20
@@ -116,19 +93,19 @@ def test_closing_early_and_going_on(plain: LlamaBackend, guessing: LlamaBackend)
     plain.set_adapters({})
     expected = answer(plain, PARAMS[0])
     for taken in 1, 2, 3, 7, 20:
-        guessing.speculate(Scripted(expected, lie=5))
+        guessing.speculate(ScriptedDraft(expected, lying(5)), GivenLength(ALWAYS))
         generator = guessing.generate(PROMPT, PARAMS[0])
         begun = [next(generator).id for _ in range(taken)]
         generator.close()
         assert begun == expected[:taken]
         prompt = [*PROMPT, *begun, 50, 51]
-        guessing.speculate(NgramDraft()) if taken == 3 else None
+        guessing.speculate(NgramDraft(), GivenLength(ALWAYS)) if taken == 3 else None
         assert answer(guessing, PARAMS[0], prompt) == answer(plain, PARAMS[0], prompt)
 
 
-def test_the_context_is_never_overrun(tiny_gguf: Path, guessing: LlamaBackend) -> None:
+def test_the_context_is_never_overrun(tiny_gguf: Path) -> None:
     small = LlamaBackend(tiny_gguf, context=50, threads=1, kv_type="f32", flash_attention=False)
-    small.speculate(Scripted([9] * 100, lie=0))
+    small.speculate(ScriptedDraft([9] * 100), GivenLength(ALWAYS))
     tokens = list(small.generate(PROMPT, SamplingParams(max_tokens=100)))
     assert len(tokens) == 10 and tokens[-1].finish_reason == "length"
     small.close()
@@ -137,7 +114,7 @@ def test_the_context_is_never_overrun(tiny_gguf: Path, guessing: LlamaBackend) -
 def test_sampled_tokens_keep_their_distribution(tiny_gguf: Path, guessing: LlamaBackend) -> None:
     """Third token of 1,500 answers, given the first two, against the softmax (chi-square; more in benchmarks/)."""
     params = SamplingParams(max_tokens=3, temperature=1.0, top_k=3, top_p=1.0, min_p=0.0)
-    guessing.speculate(ModelDraft(tiny_gguf, guessing))
+    guessing.speculate(ModelDraft(tiny_gguf, guessing), GivenLength(ALWAYS))
     seen: dict[tuple[int, int], dict[int, int]] = {}
     for seed in range(1500):
         first, second, third = answer(guessing, SamplingParams(**{**vars(params), "seed": seed}))
@@ -171,7 +148,7 @@ def test_another_vocabulary_is_refused(
 
 def test_a_draft_is_closed_with_its_backend(tiny_gguf: Path) -> None:
     backend = LlamaBackend(tiny_gguf)
-    first, second = Scripted([], 0), Scripted([], 0)
+    first, second = ScriptedDraft([]), ScriptedDraft([])
     backend.speculate(first)
     backend.speculate(second)
     assert (first.closed, second.closed) == (True, False)
