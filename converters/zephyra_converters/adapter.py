@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 EMBEDDING = "model.embed_tokens"  # looked up, not multiplied: A is [r, vocabulary], B [hidden, r]
-ADAPTABLE = ("embed_tokens", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
+ADAPTABLE = (
+    "embed_tokens", "q_proj", "k_proj", "v_proj", "o_proj", "gate", "gate_proj", "up_proj", "down_proj", "lm_head",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,6 @@ def check_belongs(adapter: Adapter, config: FusionConfig) -> None:
             wrong.append(f"'{module}' is one table for embedding and head in this base, llama.cpp cannot adapt it")
         elif module.rpartition(".")[2] not in ADAPTABLE:
             wrong.append(f"'{module}' cannot carry an adapter in llama.cpp")
-        elif ".experts." in module:
-            wrong.append(f"'{module}' is one expert of many, adapters on experts are not supported")
         elif shape is None:
             wrong.append(f"the base has no module '{module}'")
         elif (pair.changes(module), pair.rank) != (shape, pair.b.shape[1]):

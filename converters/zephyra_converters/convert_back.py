@@ -61,7 +61,7 @@ def _adapter(source: Path, target: Path, options: Options) -> tuple[list[Part], 
     check_base(adapter.base_fingerprint, base, f"the adapter {source}")
     if not options.dry_run:
         with staged(target, folder=True) as folder:
-            write_peft(adapter, folder, str(options.base))
+            write_peft(adapter, folder, str(options.base), dialect_of(base.config))
     return [_adapter_part(adapter, str(target), dialect_of(base.config))], []
 
 
@@ -91,7 +91,7 @@ def _pack(source: Path, target: Path, options: Options) -> tuple[list[Part], lis
             for name, adapter in read.items():
                 meter.say(f"adapter {name}")
                 (folder / "adapters" / name).mkdir(parents=True)
-                write_peft(adapter, folder / "adapters" / name, "../../base")
+                write_peft(adapter, folder / "adapters" / name, "../../base", dialect_of(config))
         meter.finish()
     parts = [_checkpoint_part(checkpoint, target / name, dtypes[name]) for name, checkpoint in models.items()]
     parts += [_adapter_part(a, str(target / "adapters" / name), dialect_of(config)) for name, a in read.items()]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from zephyra_converters.checkpoint import Checkpoint, LazyTensor, TokenizerFiles
 from zephyra_converters.json_file import read_json, well_formed, write_json
-from zephyra_converters.names import MIXTRAL, check_names, pattern_of, reverse
+from zephyra_converters.names import check_names, common_name, dialect_name
 from zephyra_converters.safetensors_file import read_safetensors, write_safetensors
 from zephyra_converters.sentencepiece_vocab import parse_model, tokenizer_json
 from zephyra_fusion import config_json
@@ -28,7 +28,7 @@ def read_hf(folder: Path) -> Checkpoint:
         )
     config = _read_config(folder)
     tensors = {name: t for name, t in _read_weights(folder).items() if not name.endswith(_BUFFERS)}
-    tensors = {(new := _common_name(name)): tensor.named(new) for name, tensor in tensors.items()}
+    tensors = {(new := common_name(name)): tensor.named(new) for name, tensor in tensors.items()}
     shapes = expected_shapes(config)
     if config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)
@@ -107,13 +107,10 @@ def write_hf(
 ) -> None:
     """Write config, weights (`dtype` F32, F16 or BF16; None: as stored) and tokenizer into an existing empty folder."""
     config = config_json.to_json(checkpoint.config)
-    tensors = checkpoint.tensors
-    if config["model_type"] == "mixtral":
-        back = reverse(MIXTRAL)
-        tensors = {(new := _substitute(name, back)): t.named(new) for name, t in tensors.items()}
+    tensors = [t.named(dialect_name(name, config["model_type"])) for name, t in checkpoint.tensors.items()]
     types = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
     write_json(folder / "config.json", {**config, "torch_dtype": types[dtype or checkpoint.dtype]})
-    write_safetensors(folder / "model.safetensors", tensors.values(), dtype, progress)
+    write_safetensors(folder / "model.safetensors", tensors, dtype, progress)
     if checkpoint.tokenizer is not None:
         write_tokenizer_files(checkpoint.tokenizer, folder)
 
@@ -207,12 +204,3 @@ def _with_generation_ids(config: FusionConfig, folder: Path) -> FusionConfig:
     if not merged or merged == config.eos_token_ids:
         return config
     return FusionConfig.from_dict({**config.to_dict(), "eos_token_id": merged})
-
-
-def _common_name(name: str) -> str:
-    return _substitute(name, MIXTRAL)
-
-
-def _substitute(name: str, table: Mapping[str, str]) -> str:
-    pattern, numbers = pattern_of(name)
-    return table[pattern].format(*numbers) if pattern in table else name

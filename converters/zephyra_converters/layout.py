@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from zephyra_converters.checkpoint import LazyTensor
+from zephyra_converters.dtypes import to_float32
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,13 +75,29 @@ def unstacked(tensor: LazyTensor, names: Sequence[str]) -> list[LazyTensor]:
 
 def scaled(tensor: LazyTensor, factor: float) -> LazyTensor:
     """Times a number, as float32."""
-    from zephyra_converters.dtypes import to_float32
 
     def rows(begin: int, end: int) -> np.ndarray:
         values = to_float32(tensor.rows(begin, end), tensor.dtype, tensor.name)
         return (values * factor).astype("float32")
 
     return LazyTensor(tensor.name, tensor.shape, "F32", rows)
+
+
+def padded(tensor: LazyTensor, rows: int, columns: int) -> LazyTensor:
+    """A matrix with zeros below and to the right, as float32; without any, the matrix itself."""
+    if tensor.shape == (rows, columns):
+        return tensor
+
+    def read(begin: int, end: int) -> np.ndarray:
+        import numpy as np
+
+        values, last = np.zeros((end - begin, columns), np.float32), min(end, tensor.shape[0])
+        if begin < last:
+            kept = to_float32(tensor.rows(begin, last), tensor.dtype, tensor.name)
+            values[: last - begin, : tensor.columns] = kept
+        return values
+
+    return LazyTensor(tensor.name, (rows, columns), "F32", read)
 
 
 def transposed(tensor: LazyTensor) -> LazyTensor:

@@ -15,7 +15,7 @@ from zephyra_converters.gguf_check_lora import FINGERPRINT
 from zephyra_converters.gguf_file import Planned, stored_type, write_gguf_file
 from zephyra_converters.gguf_header import read_header
 from zephyra_converters.gguf_read import tensor_of, text_metadata
-from zephyra_converters.layout import interleaved, scaled, separated, transposed
+from zephyra_converters.layout import interleaved, padded, scaled, separated, stacked, transposed, unstacked
 from zephyra_converters.names import DECODER, pattern_of, reverse, translate
 from zephyra_fusion.config import FusionConfig
 from zephyra_fusion.errors import ZephyraError
@@ -70,15 +70,23 @@ def read_lora_gguf(path: Path, config: FusionConfig) -> Adapter:
         target = name.removesuffix(".lora_b")
         pattern, numbers = pattern_of(target)
         info_a = header.tensors.get(target + ".lora_a")
-        if info_a is None or back.get(pattern, "{}{}").count("{}") > len(numbers):
+        if info_a is None or pattern not in back:
             raise ZephyraError(f"{path}: '{target}' cannot be read back")
-        module = back[pattern].format(*numbers).removesuffix(".weight")
-        a, b, heads = tensor_of(path, info_a), tensor_of(path, info_b), _heads(module, config)
-        if order and heads:
+        module, a, b = back[pattern].removesuffix(".weight"), tensor_of(path, info_a), tensor_of(path, info_b)
+        scale = alpha / b.columns if alpha else 1.0
+        if module.count("{}") > len(numbers):
+            modules = [module.format(*numbers, expert) for expert in range(config.num_experts)]
+            if not len(modules) == a.shape[0] == b.shape[0]:
+                raise ZephyraError(f"{path}: '{target}' is for {a.shape[0]} experts, the base has {len(modules)}")
+            for each_a, each_b in zip(unstacked(a, modules), unstacked(b, modules), strict=True):
+                pairs[each_a.name] = LoraPair(each_a, each_b, scale)
+            continue
+        module = module.format(*numbers)
+        if order and (heads := _heads(module, config)):
             b = separated(b, heads)
         if module == EMBEDDING:
             a = transposed(a)
-        pairs[module] = LoraPair(a, b, alpha / b.shape[1] if alpha else 1.0)
+        pairs[module] = LoraPair(a, b, scale)
     adapter = Adapter(
         pairs=pairs,
         path=path,
@@ -90,18 +98,42 @@ def read_lora_gguf(path: Path, config: FusionConfig) -> Adapter:
 
 
 def _tensors(adapter: Adapter, config: FusionConfig, order: bool, alpha: float) -> Iterator[LazyTensor]:
+    stacks: dict[str, dict[int, LoraPair]] = {}
     for module, pair in adapter.pairs.items():
         found = translate(module + ".weight", DECODER)
         assert found is not None  # check_belongs saw to that
-        b, heads = pair.b, _heads(module, config)
+        target, expert = found
+        if expert is not None:
+            stacks.setdefault(target, {})[expert] = pair
+            continue
+        b, heads = _at_scale(pair, pair.rank, alpha), _heads(module, config)
         if order and heads:
             b = interleaved(b, heads)
-        rest = pair.scale * pair.rank / alpha if alpha else pair.scale
-        if not math.isclose(rest, 1.0, rel_tol=1e-9):
-            b = scaled(b, rest)
         a = transposed(pair.a) if module == EMBEDDING else pair.a  # llama.cpp looks rows of it up
-        yield a.named(f"{found[0]}.lora_a")
-        yield b.named(f"{found[0]}.lora_b")
+        yield a.named(f"{target}.lora_a")
+        yield b.named(f"{target}.lora_b")
+    for target, experts in stacks.items():
+        yield from _stack(target, experts, config.num_experts, alpha)
+
+
+def _stack(target: str, experts: Mapping[int, LoraPair], count: int, alpha: float) -> Iterator[LazyTensor]:
+    """All experts' factors in two tensors of one rank: what an expert lacks of it, or all it lacks, is zero."""
+    some = next(iter(experts.values()))
+    rank, rows, columns = max(pair.rank for pair in experts.values()), some.b.shape[0], some.a.shape[1]
+    nothing = LazyTensor(target, (0, 0), "F32", some.a.rows)
+    all_a, all_b = [], []
+    for expert in range(count):
+        pair = experts.get(expert)
+        all_a.append(padded(pair.a if pair else nothing, rank, columns))
+        all_b.append(padded(_at_scale(pair, rank, alpha) if pair else nothing, rows, rank))
+    yield stacked(f"{target}.lora_a", all_a)
+    yield stacked(f"{target}.lora_b", all_b)
+
+
+def _at_scale(pair: LoraPair, rank: int, alpha: float) -> LazyTensor:
+    """B times what the pair's scale is beyond alpha / rank, which llama.cpp applies itself."""
+    rest = pair.scale * rank / alpha if alpha else pair.scale
+    return pair.b if math.isclose(rest, 1.0, rel_tol=1e-9) else scaled(pair.b, rest)
 
 
 def _heads(module: str, config: FusionConfig) -> int | None:

@@ -65,6 +65,21 @@ MIXTRAL: Mapping[str, str] = {
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
+def common_name(name: str) -> str:
+    """The table's name of a tensor that may carry Mixtral's."""
+    return _substituted(name, MIXTRAL)
+
+
+def dialect_name(name: str, dialect: str) -> str:
+    """The name of one of the table's tensors in a dialect (`config_json.dialect_of`): Mixtral has its own."""
+    return _substituted(name, reverse(MIXTRAL)) if dialect == "mixtral" else name
+
+
+def _substituted(name: str, table: Mapping[str, str]) -> str:
+    pattern, numbers = pattern_of(name)
+    return table[pattern].format(*numbers) if pattern in table else name
+
+
 def pattern_of(name: str) -> tuple[str, tuple[int, ...]]:
     """The name with its numbers taken out, and the numbers."""
     return _NUMBER.sub("{}", name), tuple(int(number) for number in _NUMBER.findall(name))

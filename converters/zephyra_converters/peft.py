@@ -11,6 +11,7 @@ from typing import Any
 from zephyra_converters.adapter import EMBEDDING, Adapter, LoraPair
 from zephyra_converters.checkpoint import LazyTensor
 from zephyra_converters.json_file import read_json, well_formed, write_json
+from zephyra_converters.names import common_name, dialect_name
 from zephyra_converters.safetensors_file import read_safetensors, write_safetensors
 from zephyra_fusion.errors import ZephyraError
 
@@ -64,14 +65,16 @@ def _adapter(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Lazy
         raise ZephyraError(f"the adapter {folder} lacks lora_A or lora_B of: {', '.join(broken[:6])}")
     if not sides:
         raise ZephyraError(f"the adapter {folder} has no tensors")
-    pairs = {m: LoraPair(pair["A"], pair["B"], _scale(config, m)) for m, pair in sorted(sides.items())}
-    for module, pair in pairs.items():
+    pairs = {}
+    for module, both in sorted(sides.items()):
+        pair = LoraPair(both["A"], both["B"], _scale(config, module))
         wanted = int(_patterned(config.get("rank_pattern"), module, config.get("r", 8)))
         if len(pair.a.shape) != 2 or len(pair.b.shape) != 2 or not pair.a.shape[0] == pair.b.shape[1] == wanted:
             raise ZephyraError(
                 f"the adapter {folder}: '{module}' is {list(pair.a.shape)} and {list(pair.b.shape)}, "
                 f"its config says r {wanted}"
             )
+        pairs[common_name(module + ".weight").removesuffix(".weight")] = pair
     return Adapter(
         pairs=pairs,
         base_shapes=copies,
@@ -81,10 +84,15 @@ def _adapter(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Lazy
     )
 
 
-def write_peft(adapter: Adapter, folder: Path, base: str = "") -> None:
-    """Write an adapter as PEFT reads it, float32; its scales go into lora_alpha and alpha_pattern."""
-    ranks = {module: pair.rank for module, pair in adapter.pairs.items()}
-    alphas = {module: pair.scale * pair.rank for module, pair in adapter.pairs.items()}
+def write_peft(adapter: Adapter, folder: Path, base: str = "", dialect: str = "") -> None:
+    """Write an adapter as PEFT reads it, float32; its scales go into lora_alpha and alpha_pattern.
+
+    `dialect`: whose names the base's modules have (`config_json.dialect_of`).
+    """
+    theirs = {module: dialect_name(module + ".weight", dialect).removesuffix(".weight") for module in adapter.pairs}
+    pairs = {theirs[module]: pair for module, pair in adapter.pairs.items()}
+    ranks = {module: pair.rank for module, pair in pairs.items()}
+    alphas = {module: pair.scale * pair.rank for module, pair in pairs.items()}
     rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
     write_json(
         folder / "adapter_config.json",
@@ -108,7 +116,7 @@ def write_peft(adapter: Adapter, folder: Path, base: str = "") -> None:
         },
     )
     tensors = {}
-    for module, pair in adapter.pairs.items():
+    for module, pair in pairs.items():
         for side, tensor in (("A", pair.a), ("B", pair.b)):
             name = f"{PREFIX}{module}.lora_{side}.weight"
             if module == EMBEDDING:

@@ -13,6 +13,7 @@ import resource
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -24,7 +25,7 @@ from zephyra_fusion.errors import ZephyraError
 SECONDS, SPARE = 2.0, 64 * 2**20  # processor time of a case; memory beside three times its file
 
 
-class Target:
+class Target(ABC):
     """Seeds in a folder, odd files of them in another, and what reads those."""
 
     def __init__(self, seeds: Path, place: Path) -> None:
@@ -44,8 +45,8 @@ class Target:
     def odd(self, name: str, data: bytes, dice: random.Random) -> bytes:
         return mutated_json(json.loads(data), dice)
 
-    def read(self, path: Path) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def read(self, path: Path) -> None: ...
 
 
 class GGUF(Target):
