@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from report import Report
 from speed import LlamaBench
@@ -173,20 +173,10 @@ class Measurement:
     def prompt(self, count: int) -> list[int]:
         return [self.random.randrange(300, self.backend.vocab_size) for _ in range(count)]
 
-    def figure(
-        self,
-        key: str,
-        text: str,
-        value: float,
-        *,
-        unit: str = "",
-        at_least: float | None = None,
-        at_most: float | None = None,
-    ) -> None:
+    def figure(self, key: str, text: str, value: float, **about: Any) -> None:
+        """As the report's, of this model."""
         name = self.model.name
-        self.report.figure(
-            f"{name.replace(' ', '_')}_{key}", f"{name}: {text}", value, unit=unit, at_least=at_least, at_most=at_most
-        )
+        self.report.figure(f"{name.replace(' ', '_')}_{key}", f"{name}: {text}", value, **about)
 
 
 def child(base: Path, threads: int) -> None:

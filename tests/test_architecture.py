@@ -49,7 +49,7 @@ TORCH_GATEWAYS = {
     "zephyra_cli.backends.token_choice",
     "zephyra_cli.commands.train",
 }
-_TORCH_PARTS = (  # noqa: SIM905
+_TORCH_PARTS = (
     "model layers lora checkpoint train router_model generate sampling merge prune parallel static_step rows"
 ).split()
 NEEDS_TORCH = ("torch", *(f"zephyra_fusion.{part}" for part in _TORCH_PARTS))

@@ -30,10 +30,10 @@ COMMANDS = tuple(
 class Commands(TyperGroup):
     """The commands by name, and the endings that Typer would swallow."""
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+    def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
 
-    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in COMMANDS:
             if ctx.resilient_parsing:  # the Tab key asks
                 return None
@@ -44,7 +44,7 @@ class Commands(TyperGroup):
             command.command(cmd_name)(function)
         return typer.main.get_command(command)
 
-    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
@@ -58,7 +58,8 @@ def command_line() -> Any:
     if "_ZEPHYRA_COMPLETE" in os.environ:
         from typer.completion import completion_init
 
-        sys.modules.setdefault("rich", None)  # type: ignore[arg-type]  # Typer would load it to strip markup: 0.1 s a Tab
+        loaded: dict[str, Any] = sys.modules
+        loaded.setdefault("rich", None)  # Typer would load it to strip markup: 0.1 s a Tab
         completion_init()
     app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None, no_args_is_help=True)
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from zephyra_fusion.errors import ZephyraError
@@ -238,8 +239,9 @@ def _nearest(repository: str, login: str) -> str:
     words = [name, *re.split(r"[-_.]", name)[:2]]
     found: dict[str, None] = {}
     try:
-        for asked in ({"author": owner}, *({"search": word} for word in words)):
-            found |= dict.fromkeys(model.id for model in HfApi().list_models(**asked, limit=50))  # type: ignore[arg-type]
+        ask = partial(HfApi().list_models, limit=50)
+        for answer in (ask(author=owner), *(ask(search=word) for word in words)):
+            found |= dict.fromkeys(model.id for model in answer)
     except Exception:  # only a hint
         return f"check the name; if it is private, {login}"
     near = difflib.get_close_matches(repository.lower(), [name.lower() for name in found], n=3, cutoff=0.6)

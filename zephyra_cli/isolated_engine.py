@@ -28,7 +28,7 @@ class Child:
 
     def __init__(self) -> None:
         self.generating = False
-        self._running: Generator[Any, bool | None, None] | None = None
+        self._running: Generator[Any, Any, None] | None = None
 
     def open(self, pack: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
         from zephyra_cli.loading import load
@@ -69,7 +69,7 @@ class Child:
 
     def generate(self, prompt: Sequence[int], params: Mapping[str, Any]) -> None:
         self.stop()
-        self._running = self.backend.generate(prompt, SamplingParams(**params))  # type: ignore[assignment]
+        self._running = self.backend.generate(prompt, SamplingParams(**params))
 
     def generate_many(self, jobs: Sequence[Mapping[str, Any]]) -> None:
         self.stop()

@@ -60,7 +60,7 @@ def named(found: Iterable[Candidate], part: str) -> Candidate | None:
     if len(exact or typed) > 1:
         names = ", ".join(c.name for c in exact or typed)
         raise ZephyraError(f"'{part}' means several files: {names}", hint="name the file itself")
-    return (exact or typed or [None])[0]  # type: ignore[list-item]
+    return next(iter(exact or typed), None)
 
 
 def choose(found: Iterable[Candidate], memory: int) -> tuple[Candidate, str]:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from io import TextIOWrapper
 from typing import Any, TextIO
 
 from zephyra_cli.interruption import deferred
@@ -17,9 +18,9 @@ from zephyra_fusion.errors import ZephyraError
 def prepare() -> None:
     """UTF-8 byte for byte in pipes and files; on a terminal its own encoding, with what it lacks written out."""
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
+        if isinstance(stream, TextIOWrapper):
             encoding = stream.encoding if stream.isatty() else "utf-8"
-            stream.reconfigure(encoding=encoding, errors="backslashreplace", newline="\n")  # type: ignore[union-attr]
+            stream.reconfigure(encoding=encoding, errors="backslashreplace", newline="\n")
 
 
 def is_terminal(stream: TextIO | None) -> bool:

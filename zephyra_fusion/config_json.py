@@ -34,7 +34,7 @@ SILENT: Mapping[str, Mapping[str, Any]] = {
 }
 
 # Keys that mean the same everywhere.
-SHARED = (  # noqa: SIM905
+SHARED = (
     "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size num_key_value_heads head_dim "
     "max_position_embeddings rms_norm_eps tie_word_embeddings rope_theta rope_scaling attention_bias mlp_bias "
     "attention_dropout hidden_act initializer_range bos_token_id eos_token_id pad_token_id sliding_window "
@@ -43,7 +43,7 @@ SHARED = (  # noqa: SIM905
 
 # Keys of others that say nothing about the function that the model computes.
 IGNORED = frozenset(
-    (  # noqa: SIM905
+    (
         "architectures model_type torch_dtype dtype transformers_version use_cache _name_or_path pretraining_tp "
         "output_router_logits router_jitter_noise rope_parameters max_window_layers use_sliding_window "
         "num_local_experts num_experts decoder_sparse_step mlp_only_layers auto_map unsloth_version "

@@ -87,7 +87,7 @@ class LayerConfig:
             self._set("moe_intermediate_size", self.intermediate_size)
 
     def _impossible(self) -> Iterator[str]:
-        for name in (  # noqa: SIM905
+        for name in (
             "hidden_size num_attention_heads num_key_value_heads head_dim value_head_dim intermediate_size "
             "max_position_embeddings moe_intermediate_size frequency_modes"
         ).split():

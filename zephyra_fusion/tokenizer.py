@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from zephyra_fusion.chat import SPECIAL_TOKENS
 from zephyra_fusion.errors import ZephyraError
-from zephyra_fusion.types import Segment
 
 if TYPE_CHECKING:
     import tokenizers
@@ -48,9 +47,6 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [e.ids for e in self._plain.encode_batch(list(texts), add_special_tokens=False)]
-
-    def encode_segments(self, segments: Iterable[Segment]) -> list[int]:
-        return [token for s in segments for token in self.encode(s.text, special=s.control)]
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._plain.decode(list(ids), skip_special_tokens=False))

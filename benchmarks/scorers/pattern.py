@@ -13,7 +13,7 @@ import signal
 import string
 from collections.abc import Callable
 from random import Random
-from re import _parser as parser  # type: ignore[attr-defined]
+from re import _parser as parser
 from typing import Any
 
 from scorers.fenced import run_fenced

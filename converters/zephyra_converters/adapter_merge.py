@@ -6,6 +6,7 @@ Only the adapters' matrices are needed for that, so they hang on empty layers: t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,6 @@ from zephyra_fusion.errors import ZephyraError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-METHODS = ("cat", "svd", "ties", "dare")
 
 
 def merge_adapters(
@@ -63,12 +62,10 @@ def importances(adapters: Mapping[str, Adapter], base: Checkpoint) -> dict[str, 
 
 
 def _need_torch() -> None:
-    try:
-        import torch  # noqa: F401
-    except ImportError:
+    if find_spec("torch") is None:
         raise ZephyraError(
             "merging and pruning adapters needs PyTorch, which is not installed", hint="pip install 'zephyra[torch]'"
-        ) from None
+        )
 
 
 def _model(adapters: Mapping[str, Adapter], modules: list[str], weight: Tensor | None = None) -> nn.Module:

@@ -92,7 +92,6 @@ class GGUFHeader:
 
     path: Path
     version: int
-    file_size: int
     alignment: int
     metadata: dict[str, Any]
     types: dict[str, int]  # GGUF value type of each key; an array's is 9
@@ -207,7 +206,7 @@ class _Parser:
         if types.get("general.alignment", 4) != 4 or alignment == 0 or alignment & (alignment - 1):
             raise self.damaged(f"general.alignment is {alignment}, must be a power of two (UINT32)")
         tensors = self.tensors(tensor_count, alignment)
-        return GGUFHeader(self.path, version, self.size, alignment, metadata, types, self.item_types, tensors)
+        return GGUFHeader(self.path, version, alignment, metadata, types, self.item_types, tensors)
 
     def value(self, key: str, kind: int) -> Any:
         if kind == _STRING:

@@ -15,7 +15,7 @@ Run = Callable[..., subprocess.CompletedProcess[bytes]]
 
 def start(*arguments: object, **streams: object) -> subprocess.Popen[bytes]:
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
-    return subprocess.Popen([*PROGRAM, *map(str, arguments)], **pipes)  # type: ignore[call-overload,no-any-return]
+    return subprocess.Popen([*PROGRAM, *map(str, arguments)], **pipes)
 
 
 def wait_until_blocked(process: subprocess.Popen[bytes], seconds: float = 60) -> None:

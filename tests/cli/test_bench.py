@@ -57,7 +57,7 @@ def test_prompts_are_read_and_a_return_is_found_in_the_cache(tiny_pack: Path, mo
     inner = backend.generate
 
     def watched(prompt: list[int], params: object) -> object:
-        yield from inner(prompt, params)  # type: ignore[arg-type]
+        yield from inner(prompt, params)
         usages.append((len(prompt), backend.usage.cached_tokens))
 
     monkeypatch.setattr(backend, "generate", watched)

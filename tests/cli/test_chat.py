@@ -54,7 +54,7 @@ def test_a_kill_in_the_middle_of_an_answer_loses_no_question(zephyra: Run, tiny_
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(question)
         process.stdin.flush()
-    os.read(killed.stdout.fileno(), 1)  # type: ignore[union-attr]
+    os.read(killed.stdout.fileno(), 1)
     killed.kill()
     killed.communicate()
     other.communicate(timeout=60)

@@ -141,8 +141,8 @@ def test_a_blend_is_completed_at_its_last_part(tiny_pack: Path) -> None:
     class Line:
         params = {"model": str(tiny_pack)}
 
-    assert complete.domains(Line(), "sql=0.5,s") == ["sql=0.5,shell", "sql=0.5,sql"]  # type: ignore[arg-type]
-    assert complete.domains(Line(), "n") == ["none"]  # type: ignore[arg-type]
+    assert complete.domains(Line(), "sql=0.5,s") == ["sql=0.5,shell", "sql=0.5,sql"]
+    assert complete.domains(Line(), "n") == ["none"]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_values_of_settings(name: str, begun: str, offered: list[str]) -> None:
     class Line:
         params = {"name": name}
 
-    assert complete.setting_values(Line(), begun) == offered  # type: ignore[arg-type]
+    assert complete.setting_values(Line(), begun) == offered
 
 
 def test_names_that_a_shell_would_execute_are_never_offered(home: Path) -> None:
@@ -176,5 +176,5 @@ def test_a_broken_configuration_keeps_silent(home: Path, capfd: pytest.CaptureFi
 
     home.mkdir()
     (home / "config.toml").write_text("= broken")
-    assert complete.domains(Line(), "") == [] == complete.profiles("")  # type: ignore[arg-type]
+    assert complete.domains(Line(), "") == [] == complete.profiles("")
     assert capfd.readouterr() == ("", "")

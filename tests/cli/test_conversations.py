@@ -16,7 +16,7 @@ from zephyra_fusion.errors import ZephyraError
 
 
 def turn(question: str, **values: object) -> Turn:
-    return Turn(question=question, answer=f"answer to {question}", finish_reason="stop", **values)  # type: ignore[arg-type]
+    return Turn(question=question, answer=f"answer to {question}", finish_reason="stop", **values)
 
 
 def add(kept: Conversations, conversation: int | None, what: Turn, system: str | None = None) -> int:

@@ -44,11 +44,11 @@ def pack(tmp_path: Path) -> Pack:
 
 def ask(engine: Engine, prompt: str, **request: object) -> tuple[list[str], Answer]:
     params = request.pop("params", SamplingParams())
-    events = list(engine.generate(Request(messages=(Message("user", prompt),), params=params, **request)))  # type: ignore[arg-type]
+    events = list(engine.generate(Request(messages=(Message("user", prompt),), params=params, **request)))
     pieces, answer = events[:-1], events[-1]
     assert isinstance(answer, Answer)
-    assert answer.text == "".join(pieces)  # type: ignore[arg-type]
-    return pieces, answer  # type: ignore[return-value]
+    assert answer.text == "".join(pieces)
+    return pieces, answer
 
 
 def test_auto_routes_and_switches_to_the_specialist(pack: Pack) -> None:

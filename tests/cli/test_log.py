@@ -27,14 +27,14 @@ def test_an_answer_is_kept_found_shown_exported_and_deleted(zephyra: Run, tiny_p
     answer = zephyra("generate", "-m", tiny_pack, "-n", 4, "-s", "be brief", "a \x1b[31mred question").stdout
     zephyra("chat", "-m", tiny_pack, "-n", 4, stdin=b"one\ntwo\n")
     assert re.match(rb"1  \S+Z   1 turn  a \\x1b\[31mred question\n2  \S+Z  2 turns  one\n$", zephyra("log").stdout)
-    assert [line["id"] for line in one_object(zephyra("log", "--json").stdout)["conversations"]] == [1, 2]  # type: ignore[attr-defined]
+    assert [line["id"] for line in one_object(zephyra("log", "--json").stdout)["conversations"]] == [1, 2]
     assert zephyra("log", "-n", 1).stdout.startswith(b"2  ")
     assert zephyra("log", "search", "RED", "quest").stdout.startswith(b"1.1  ")
     assert zephyra("log", "search", "nowhere").stdout == b""
     shown = zephyra("log", "show", 1)
     assert shown.stdout.startswith(b"## System\n\nbe brief\n\n## You\n\na \x1b[31mred question\n\n## tiny")
     assert shown.stdout.endswith(answer) or answer.strip() in shown.stdout
-    (turn,) = one_object(zephyra("log", "show", "2.2", "--json").stdout)["turns"]  # type: ignore[misc]
+    (turn,) = one_object(zephyra("log", "show", "2.2", "--json").stdout)["turns"]
     assert turn["question"] == "two" and turn["replay"]["sampling"]["seed"] == 0 and turn["name"] == "2.2"
     assert set(turn["replay"]["sha256"]) >= {"base.gguf"} and turn["result"]["usage"]["completion_tokens"] == 4
     saved = tmp_path / "chat.json"
@@ -132,7 +132,7 @@ def test_what_a_reader_did_not_wait_for_is_kept(tiny_pack: Path, zephyra: Run) -
     os.read(process.stdout.fileno(), 1)
     process.stdout.close()
     assert process.wait(60) == -signal.SIGPIPE
-    (turn,) = one_object(zephyra("log", "show", "1", "--json").stdout)["turns"]  # type: ignore[misc]
+    (turn,) = one_object(zephyra("log", "show", "1", "--json").stdout)["turns"]
     assert turn["question"] == "hello" and turn["answer"] and turn["finish_reason"] in ("interrupted", "stop", "length")
 
 

@@ -35,10 +35,10 @@ def test_the_form_of_an_answer(tiny_pack: Path) -> None:
 
 def test_the_queue_ends_somewhere_and_stopping_tells_who_waits(tiny_pack: Path) -> None:
     worker = Worker(Engine(Pack.read(tiny_pack), ScriptedBackend(b"x")))  # it never starts
-    jobs = [worker.submit(None) for _ in range(MOST_WAITING)]  # type: ignore[arg-type]
+    jobs = [worker.submit(None) for _ in range(MOST_WAITING)]
     with pytest.raises(Refusal, match="64 requests are waiting already"):
-        worker.submit(None)  # type: ignore[arg-type]
+        worker.submit(None)
     worker.stop()
     assert all(isinstance(job.next(0), Refusal) for job in jobs)
     with pytest.raises(Refusal, match="the server is ending"):
-        worker.submit(None)  # type: ignore[arg-type]
+        worker.submit(None)

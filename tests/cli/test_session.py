@@ -40,8 +40,8 @@ def pack(tmp_path: Path) -> Pack:
 def session(pack: Pack, *pieces: bytes | BaseException, **values: object) -> Session:
     engine = Engine(pack, ScriptedBackend(*pieces), classifier=WordClassifier())
     told: list[str] = []
-    made = Session(engine, SamplingParams(max_tokens=8), told.append, **values)  # type: ignore[arg-type]
-    made.told = told  # type: ignore[attr-defined]
+    made = Session(engine, SamplingParams(max_tokens=8), told.append, **values)
+    made.told = told
     return made
 
 
@@ -136,7 +136,7 @@ def test_old_turns_leave_whole_and_the_system_prompt_stays(pack: Pack) -> None:
     assert text.startswith("be brief") and text.endswith("question number 5") and "number 0" not in text
     assert len(last) + 8 <= backend.context_length
     assert len(made.turns) == 6, "what is left out of the context is not lost"
-    assert "left out" in made.told[0] and "100 tokens" in made.told[0]  # type: ignore[attr-defined]
+    assert "left out" in made.told[0] and "100 tokens" in made.told[0]
 
 
 def test_a_turn_that_is_repeated_sends_the_same_prompt(pack: Pack) -> None:
@@ -183,7 +183,7 @@ def test_a_summary_stands_for_the_turns_before_it(pack: Pack) -> None:
     with pytest.raises(ZephyraError, match="nothing to summarize"):
         summarizing(made)
     ask(made, "question one"), ask(made, "question two")
-    made.engine.backend.pieces = (b"they asked twice",)  # type: ignore[attr-defined]
+    made.engine.backend.pieces = (b"they asked twice",)
     assert summarizing(made).weights == {}, "the bare base summarizes"
     assert [turn.summary for turn in made.turns] == [False, False, True] and made.who == "shell"
     ask(made, "question three")
@@ -201,7 +201,7 @@ def test_what_is_too_long_for_one_prompt_is_summarized_in_parts(pack: Pack) -> N
         ask(made, f"question number {number}")
     made.engine.backend.context_length = 300
     asked = len(prompts(made))
-    made.engine.backend.pieces = (b"in short",)  # type: ignore[attr-defined]
+    made.engine.backend.pieces = (b"in short",)
     summarizing(made)
     parts = [text_of(prompt) for prompt in prompts(made)[asked:]]
     assert len(parts) > 2 and all(len(prompt) + 8 <= 300 for prompt in prompts(made)[asked:])
@@ -214,7 +214,7 @@ def test_what_is_too_long_for_one_prompt_is_summarized_in_parts(pack: Pack) -> N
 def test_a_summary_that_does_not_come_changes_nothing(pack: Pack, pieces: tuple[bytes | BaseException, ...]) -> None:
     made = session(pack, b"yes", domain="none")
     ask(made, "question one")
-    made.engine.backend.pieces = pieces  # type: ignore[attr-defined]
+    made.engine.backend.pieces = pieces
     with suppress(KeyboardInterrupt):
         summarizing(made)
     assert [turn.question for turn in made.turns] == ["question one"]
@@ -228,5 +228,5 @@ def test_when_old_turns_leave_the_next_prompts_begin_alike(pack: Pack) -> None:
         ask(made, f"question number {number:02}")
     sent = prompts(made)
     grown = sum(later[: len(earlier)] == earlier for earlier, later in zip(sent, sent[1:], strict=False))
-    assert len(made.told) >= 3 and grown == 29 - len(made.told)  # type: ignore[attr-defined]
+    assert len(made.told) >= 3 and grown == 29 - len(made.told)
     assert all(len(prompt) + 8 <= 300 for prompt in sent)

@@ -60,7 +60,7 @@ def checkpoint_with(tokenizer: dict[str, Any]) -> Checkpoint:
     from zephyra_converters.hf import expected_shapes
 
     config = config_for(tokenizer)
-    tensors = {n: LazyTensor.holding(n, np.ones(s, np.float32)) for n, s in expected_shapes(config).items()}  # type: ignore[misc]
+    tensors = {n: LazyTensor.holding(n, np.ones(s, np.float32)) for n, s in expected_shapes(config).items()}
     files = TokenizerFiles(tokenizer=tokenizer)
     return Checkpoint(config=config, tensors=tensors, path=Path("made-up"), name="made-up", tokenizer=files)
 

@@ -159,7 +159,7 @@ def test_two_ways_of_building_do_not_mix() -> None:
     config = FusionConfig.documented(60, **SMALL)
     assert Modern(config).config is config
     with pytest.raises(TypeError, match="FusionConfig alone"):
-        Modern(config, n_layers=3)  # type: ignore[call-overload]
+        Modern(config, n_layers=3)
 
 
 def test_longer_than_n_position_is_refused() -> None:

@@ -19,7 +19,7 @@ DIM, HEAD, HEADS = 24, 8, 3
 
 def small(**changed: object) -> TransformerBlock:
     torch.manual_seed(0)
-    block = TransformerBlock(**{"dim": DIM, "dim_head": HEAD, "heads": HEADS, **changed})  # type: ignore[arg-type]
+    block = TransformerBlock(**{"dim": DIM, "dim_head": HEAD, "heads": HEADS, **changed})
     with torch.no_grad():
         for parameter in block.parameters():
             parameter.normal_(std=0.4)

@@ -24,7 +24,7 @@ def model(request: pytest.FixtureRequest) -> ZephyraFusion:
 
 
 def text(model: ZephyraFusion, params: SamplingParams, **options: object) -> list[int]:
-    return [token.id for token in generate(model, PROMPT, params, **options)]  # type: ignore[arg-type]
+    return [token.id for token in generate(model, PROMPT, params, **options)]
 
 
 @torch.no_grad()

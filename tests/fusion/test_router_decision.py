@@ -58,7 +58,7 @@ def test_logits_of_a_damaged_file_are_refused(logits: list[float]) -> None:
 )
 def test_an_impossible_router_is_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(ZephyraError, match=message):
-        Router(**values)  # type: ignore[arg-type]
+        Router(**values)
 
 
 @given(st.lists(st.integers(0, 99), max_size=30), st.integers(2, 20))

@@ -161,7 +161,7 @@ class Adapter(Checkpoint):
     def odd(self, name: str, data: bytes, dice: random.Random) -> bytes:
         if name.endswith(".json"):
             return mutated_json(json.loads(data), dice)
-        return Safetensors.odd(self, name, data, dice)  # type: ignore[arg-type]
+        return Safetensors.odd(self, name, data, dice)
 
     def read(self, path: Path) -> None:
         from zephyra_converters.peft import read_peft
@@ -197,7 +197,7 @@ class Template(Target):
 
         super().__init__(seeds, place)
         template.SECONDS = 1
-        template.subprocess = _Forked  # type: ignore[assignment]
+        template.subprocess = _Forked
         import jinja2.sandbox  # noqa: F401  once, before the forks
 
     def odd(self, name: str, data: bytes, dice: random.Random) -> bytes:

@@ -48,7 +48,7 @@ def pulled() -> Callable[..., Pulled]:
     def pulled(reference: str, **options: Any) -> Pulled:
         return pull(reference, progress=lambda done, total, text: None, note=notes.append, **options)
 
-    pulled.notes = notes  # type: ignore[attr-defined]
+    pulled.notes = notes
     return pulled
 
 

@@ -78,7 +78,7 @@ def test_of_several_quantizations_one_is_taken_and_the_reason_said(
     weights = tiny_gguf.read_bytes()
     hub.add("ada/tiny-GGUF", {"tiny-Q8_0.gguf": weights, "tiny-F16.gguf": weights + bytes(32)})
     assert pulled("hf:ada/tiny-GGUF").name == "tiny-Q8_0"
-    assert "takes Q8_0" in pulled.notes[0]  # type: ignore[attr-defined]
+    assert "takes Q8_0" in pulled.notes[0]
     with pytest.raises(ZephyraError, match="no GGUF file or quantization 'Q4_K'") as caught:
         pulled("hf:ada/tiny-GGUF:Q4_K")
     assert "known: F16, Q8_0" in (caught.value.hint or "")
@@ -155,7 +155,7 @@ def test_quantizations_by_name() -> None:
     found = candidates(remote(Q4_K_M=4, Q8_0=8, IQ3_XXS=3))
     assert [
         named(found, part) and named(found, part).quantization for part in ("q8_0", "model-Q4_K_M.gguf", "Q6_K")
-    ] == ["Q8_0", "Q4_K_M", None]  # type: ignore[union-attr]
+    ] == ["Q8_0", "Q4_K_M", None]
     with pytest.raises(ZephyraError, match="does not fit: this machine has 2.0 GB"):
         choose(found, 2 * GB)
     stems = {

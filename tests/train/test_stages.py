@@ -56,8 +56,8 @@ def test_a_resumed_run_ends_with_the_same_bits(runs: Path, data: Path, tmp_path:
     assert len(losses(tmp_path / "base.metrics.jsonl")) == 43
 
 
-def _power_cut_at(step: int):  # type: ignore[no-untyped-def]
-    def report(progress):  # type: ignore[no-untyped-def]
+def _power_cut_at(step: int):
+    def report(progress):
         if progress.step == step:
             raise RuntimeError("power cut")
 

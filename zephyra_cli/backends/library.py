@@ -112,7 +112,6 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "ggml_set_abort_callback": (c_void_p, [_AbortCallback]),
     "llama_log_set": (None, [_LogCallback, c_void_p]),
     "llama_backend_init": (None, []),
-    "llama_print_system_info": (c_char_p, []),
     "llama_supports_gpu_offload": (c_bool, []),
     "llama_model_default_params": (ModelParams, []),
     "llama_context_default_params": (ContextParams, []),
@@ -244,8 +243,3 @@ def _check_layout(lib: Any, path: Path) -> None:
     flags = (context.offload_kqv, context.no_perf, context.kv_unified, context.n_samplers, model.n_gpu_layers)
     if seen != (512, 512, -1, 1, -1.0) or flags != (True, True, False, 0, -1) or not model.use_extra_bufts:
         raise ZephyraError(f"{path} is not the llama.cpp of llama-cpp-python {VERSION}", hint=INSTALL_HINT)
-
-
-def system_info() -> str:
-    """What the library was compiled for, as it says itself ("CPU : AVX2 = 1 | …")."""
-    return str(library().llama_print_system_info().decode("utf-8", "replace"))

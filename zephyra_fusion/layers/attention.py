@@ -96,7 +96,7 @@ class MultiHeadAttention(Attention):
             )
         super().__init__(config)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:  # type: ignore[override]  # the document's
         """`q [B, Tq, d_model]`, `k` and `v [B, Tk, d_model]` to `[B, Tq, d_model]`; `mask [Tq, Tk]` or `[B, Tq, Tk]`,
         True = may look."""
         width = self.q_proj.in_features

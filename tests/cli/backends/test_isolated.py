@@ -76,7 +76,7 @@ def test_many_prompts_at_once(child: IsolatedBackend, here: LlamaBackend) -> Non
 
     def collected(backend: IsolatedBackend | LlamaBackend) -> list[tuple[int, Token | str]]:
         events = backend.generate_many(jobs)
-        return sorted((n, e.message if isinstance(e, ZephyraError) else e.id) for n, e in events)  # type: ignore[misc]
+        return sorted((n, e.message if isinstance(e, ZephyraError) else e.id) for n, e in events)
 
     assert collected(child) == collected(here)
 

@@ -124,7 +124,3 @@ def test_errors_of_the_library_are_quoted(tmp_path: Path) -> None:
     handle, errors, nothing = done.stdout.splitlines()
     assert handle == "None" and "bad GGUF version" in errors
     assert nothing == "no reason given" and done.stderr == ""
-
-
-def test_tells_what_it_was_compiled_for() -> None:
-    assert library.system_info().startswith("CPU :")
