@@ -19,7 +19,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pseudo_terminal import Terminal
+from pseudo_terminal import PROMPT, TAKEN, Terminal
 from report import Report, progress
 from subject import arguments
 
@@ -27,7 +27,6 @@ from zephyra_cli import store
 
 WARM_TURNS = 50
 AGAIN = "(the last question again)"
-PROMPT = r"\x1b\[\?2004h(?s:.*?)[>!](?s:.*?)\x1b\[\?25h"  # bracketed paste is on, the prompt drawn, the cursor back
 QUESTIONS = [
     "list all files larger than {} MB",
     "Regex for {} digits",
@@ -142,12 +141,12 @@ def _act(chat: Terminal, soak: Soak, dice: random.Random, kind: str, domains: li
 def _say(chat: Terminal, line: str, *, interrupt: float | None = None) -> None:
     """Type a line and wait for the next prompt; `interrupt`: press Ctrl-C after so many seconds."""
     chat.types(line + "\r")
-    chat.sees(re.escape("\x1b[?2004l"))  # the line was taken
+    chat.sees(TAKEN)
     if interrupt is not None:
         time.sleep(interrupt)
         chat.types("\x03")
     chat.sees(PROMPT)
-    if interrupt is not None:  # the key may have come to the next prompt, which then is drawn once more
+    if interrupt is not None:  # where the answer had ended, the key came to the next prompt, which is drawn once more
         chat.settles()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 
@@ -10,6 +11,7 @@ from zephyra_cli.conversations import Turn
 from zephyra_cli.domain import AUTO
 from zephyra_cli.engine import Answer, Engine
 from zephyra_cli.follow import follow, show_text
+from zephyra_cli.interruption import allowing
 from zephyra_cli.log import Log
 from zephyra_cli.session import SUMMARIZE, Session
 from zephyra_cli.settings import Settings
@@ -69,7 +71,7 @@ class Chat:
         """Show and keep one answer; whether a turn came of it."""
         session, count = self.session, len(self.session.turns)
         before, told = session.answering, not self.announce or summary
-        self.log.begin(question, session.system, summary=summary)  # first of all: Ctrl-C may come at once
+        self.log.begin(question, session.system, summary=summary)
 
         def show_and_keep(event: str | Answer) -> None:
             nonlocal told
@@ -82,7 +84,7 @@ class Chat:
 
         try:
             show = self.show()
-            follow(events, show_and_keep, stats=self.stats, plain=self.plain)
+            allowing(lambda: follow(events, show_and_keep, stats=self.stats, plain=self.plain))
         finally:
             if len(session.turns) > count:
                 assert session.answer is not None
@@ -90,7 +92,7 @@ class Chat:
                     session.turns[-1], session.answer, session.engine.pack, session.context
                 )
             else:
-                self.log.drop()
+                self.log.drop(interrupted=isinstance(sys.exception(), KeyboardInterrupt))
         return len(session.turns) > count
 
     def begin(self) -> None:
@@ -102,8 +104,8 @@ class Chat:
     def change_model(self, reference: str) -> None:
         """Go on with another model. ZephyraError: it cannot be had; the old one stays."""
         settings = replace(self.settings, model=reference)
-        pack = store.find(reference, offline=settings.offline)
-        engine = Engine.open(pack, settings)
+        pack = allowing(lambda: store.find(reference, offline=settings.offline))
+        engine = allowing(lambda: Engine.open(pack, settings))
         old, self.session.engine = self.session.engine, engine
         self.session.params, self.settings = settings.sampling(pack.generation), settings
         try:

@@ -139,10 +139,11 @@ class Conversations:
 
         self._database.write(work, "the answer")
 
-    def mark(self, turn: int, *, undone: bool) -> None:
+    def mark(self, turn: int, *, undone: bool, interrupted: bool = False) -> None:
         """An undone turn no longer belongs to its conversation. It stays in the file."""
+        reason = ", finish_reason = 'interrupted'" if interrupted else ""
         self._database.write(
-            lambda connection: connection.execute("UPDATE turns SET undone = ? WHERE id = ?", (undone, turn)),
+            lambda connection: connection.execute(f"UPDATE turns SET undone = ?{reason} WHERE id = ?", (undone, turn)),
             "the undone turn",
         )
 

@@ -185,7 +185,10 @@ class Engine:
             tokens.close()
         if piece := text.finish():
             pieces.append(piece)
-            yield piece
+            try:
+                yield piece
+            except KeyboardInterrupt as caught:
+                interruption = interruption or caught
         yield self.answer(request, decision, "".join(pieces), finish_reason, self.backend.usage, switch_ms)
         if interruption is not None:
             raise interruption

@@ -1,11 +1,14 @@
-"""Ctrl-C, SIGTERM and a terminal that goes away as exceptions that never fall into the middle of a write."""
+"""Ctrl-C, SIGTERM and a terminal that goes away as exceptions that come only where they may."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class Terminated(KeyboardInterrupt):
@@ -16,40 +19,69 @@ class Terminated(KeyboardInterrupt):
         self.status = 128 + number
 
 
+def _nothing() -> None:
+    pass
+
+
 _deferring = False
-_deferred: KeyboardInterrupt | None = None
+_waiting: KeyboardInterrupt | None = None
+_wake: Callable[[], None] = _nothing
 
 
 def install() -> None:
     """Take over the signals, unless who started us wanted them ignored (nohup, a shell's background)."""
-    for number in (signal.SIGINT, *terminating()):
+    for number in (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _handle)
 
 
-def terminating() -> list[signal.Signals]:
-    """The signals that end the program and that nobody wanted ignored."""
-    known = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    return [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
-
-
 @contextmanager
-def deferred() -> Iterator[None]:
-    """What is inside runs to its end; an interruption that came meanwhile is raised then. Must not block."""
-    global _deferring, _deferred
-    _deferring = True
+def deferred(wake: Callable[[], None] = _nothing) -> Iterator[None]:
+    """What is inside runs to its end, but for what is in `allowing`; an interruption that came meanwhile is raised
+    then, at the end of the outermost `deferred`. Must not block, unless `wake`, called when one comes, ends the wait.
+    """
+    global _deferring, _wake
+    before = _deferring, _wake
+    _deferring, _wake = True, wake
     try:
         yield
     finally:
-        _deferring = False
-        interruption, _deferred = _deferred, None
-        if interruption is not None:  # it counts for more than an error of what was inside
-            raise interruption
+        _deferring, _wake = before
+        if not _deferring:
+            check()  # an interruption counts for more than an error of what was inside
+
+
+def allowing(work: Callable[[], T]) -> T:
+    """The result of `work`, at any point of which an interruption may be raised; one that waits is raised before it.
+
+    It is no context manager: a signal within the `__exit__` of one would leave them allowed.
+    """
+    global _deferring
+    before, _deferring = _deferring, False
+    try:
+        check()
+        return work()
+    finally:
+        _deferring = before
+
+
+def waits() -> bool:
+    """Whether an interruption has come and was not raised yet."""
+    return _waiting is not None
+
+
+def check() -> None:
+    """Raise the interruption that waits, if any."""
+    global _waiting
+    if _waiting is not None:
+        interruption, _waiting = _waiting, None
+        raise interruption
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    global _deferred
-    interruption = KeyboardInterrupt() if number == signal.SIGINT else Terminated(number)
+    global _waiting
+    if not isinstance(_waiting, Terminated):
+        _waiting = KeyboardInterrupt() if number == signal.SIGINT else Terminated(number)
     if not _deferring:
-        raise interruption
-    _deferred = interruption
+        check()
+    _wake()

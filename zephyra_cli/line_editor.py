@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
 from zephyra_cli import interruption
-from zephyra_cli.interruption import Terminated
 from zephyra_cli.settings import home
 
 HISTORY = "chat_history"
 
 
 class LineEditor:
-    """`complete` gives, for the text before the cursor, what may stand there and how much of the text it replaces."""
+    """`complete` gives, for the text before the cursor, what may stand there and how much of the text it replaces.
+    `remembers`: what is typed, for the next runs too.
+    """
 
-    def __init__(self, complete: Callable[[str], Iterable[tuple[str, int]]]) -> None:
+    def __init__(
+        self, complete: Callable[[str], Iterable[tuple[str, int]]] = lambda text: (), *, remembers: bool = False
+    ) -> None:
         from prompt_toolkit import PromptSession
         from prompt_toolkit.completion import Completer, Completion
         from prompt_toolkit.key_binding import KeyBindings
@@ -38,37 +42,66 @@ class LineEditor:
             enable_open_in_editor=True,
             enable_suspend=True,
             search_ignore_case=True,
-            history=_history(),
+            history=_history() if remembers else None,
             key_bindings=keys,
         )
 
     def read(self, prompt: str, draft: str = "") -> str:
-        """A line, or several that were pasted. EOFError: Ctrl-D. KeyboardInterrupt: Ctrl-C, or Terminated.
+        """A line, or several that were pasted. EOFError: Ctrl-D, or the terminal is gone. KeyboardInterrupt: Ctrl-C.
 
-        An exception from a signal handler could come anywhere in the editor's event loop, which would lose some: the
-        loop itself hears of the signals while it runs.
+        Signals only end the editor's event loop: an exception that comes anywhere in it would be lost at times, and at
+        times the line with it. One that comes when the line was sent waits for the caller (`interruption.deferred`).
         """
-        ending: Terminated | None = None
+        app = self._session.app
 
-        def end(number: int) -> None:
-            nonlocal ending
-            ending = Terminated(number)
-            with suppress(Exception):  # it has ended already
-                self._session.app.exit(exception=ending)
+        def end() -> None:
+            with suppress(Exception):  # the line was sent already
+                app.exit(exception=KeyboardInterrupt())
 
-        def listen() -> None:
-            import asyncio
+        def wake() -> None:
+            if app.loop is not None:
+                app.loop.call_soon_threadsafe(end)
 
-            for number in interruption.terminating():
-                with suppress(NotImplementedError):  # Windows
-                    asyncio.get_running_loop().add_signal_handler(number, end, number)
+        def begin() -> None:
+            if interruption.waits():
+                end()
 
-        try:
-            return self._session.prompt(prompt, default=draft, pre_run=listen)
-        except OSError:  # the terminal is gone
-            raise (ending or EOFError()) from None
-        finally:
-            interruption.install()  # the editor's event loop has put Python's own handlers in their place
+        with interruption.deferred(wake):
+            try:
+                with self._session.input.raw_mode():  # beyond the editor's own
+                    line = self._session.prompt(prompt, default=draft, pre_run=begin, handle_sigint=False)
+                    self._hear_late_keys()
+                    return line
+            except KeyboardInterrupt:
+                interruption.check()  # SIGTERM rather than Ctrl-C
+                raise
+            except OSError:
+                interruption.check()
+                raise EOFError from None
+
+    def _hear_late_keys(self) -> None:
+        """Ctrl-C right behind Enter is for what was sent, not for the next line; what was typed before it is dropped,
+        as every terminal does. Typed so early it is a key still; from here on the terminal makes a signal of it.
+        """
+        if os.name == "nt":
+            return
+        import signal
+        import termios
+
+        from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
+        from prompt_toolkit.keys import Keys
+
+        keyboard = self._session.input
+        with suppress(termios.error):  # the terminal is gone
+            modes = termios.tcgetattr(keyboard.fileno())
+            modes[3] |= termios.ISIG
+            termios.tcsetattr(keyboard.fileno(), termios.TCSANOW, modes)
+        keys = [*get_typeahead(keyboard), *keyboard.read_keys()]
+        interrupts = [at for at, press in enumerate(keys) if press.key == Keys.ControlC]
+        if interrupts:
+            signal.raise_signal(signal.SIGINT)
+            del keys[: interrupts[-1] + 1]
+        store_typeahead(keyboard, keys)
 
 
 def _history() -> Any:

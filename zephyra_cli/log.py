@@ -76,11 +76,11 @@ class Log:
             self._try(work)
         return replace(turn, id=row)
 
-    def drop(self) -> None:
-        """No answer came."""
+    def drop(self, *, interrupted: bool) -> None:
+        """Not a word of an answer came."""
         row, self._row = self._row, 0
         if row:
-            self._try(lambda kept: kept.mark(row, undone=True))
+            self._try(lambda kept: kept.mark(row, undone=True, interrupted=interrupted))
 
     def mark(self, turn: Turn, *, undone: bool) -> None:
         """A turn was taken back, or put in its place again."""

@@ -6,7 +6,7 @@ import os
 import sys
 from typing import NoReturn
 
-from zephyra_cli import interruption, ui
+from zephyra_cli import ui
 from zephyra_cli.code_block import first_code_block
 from zephyra_cli.text import visible
 from zephyra_fusion.errors import ZephyraError
@@ -87,11 +87,9 @@ def _edited(command: str) -> str:
     """The command as the user leaves it; nothing where the editing was given up."""
     if not ui.fancy(sys.stdout):
         return _line("the command: ").strip()
-    from prompt_toolkit import prompt
+    from zephyra_cli.line_editor import LineEditor
 
     try:
-        return str(prompt("$ ", default=command)).strip()
+        return LineEditor().read("$ ", command).strip()
     except EOFError:
         return ""
-    finally:
-        interruption.install()  # the editor's event loop has put Python's own handler in its place

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from zephyra_cli import store, transcript, ui
 from zephyra_cli.domain import AUTO
 from zephyra_cli.follow import show_figures
+from zephyra_cli.interruption import allowing
 from zephyra_cli.prompt import read_text
 from zephyra_fusion.errors import ZephyraError, did_you_mean
 from zephyra_fusion.router import NONE
@@ -130,7 +131,7 @@ def _save(chat: Chat, argument: str) -> None:
     path = Path(_needed(argument, "/save chat.md, or chat.json, which /load reads")).expanduser()
     session = chat.session
     form = transcript.to_json if path.suffix == ".json" else transcript.to_markdown
-    transcript.write(path, form(session.turns, session.system))
+    allowing(lambda: transcript.write(path, form(session.turns, session.system)))
     ui.note(f"{len(session.turns)} turns written to {path}")
 
 
@@ -141,7 +142,7 @@ def _load(chat: Chat, argument: str) -> None:
         chat.begin()
         chat.log.conversation = int(wanted)
     else:
-        read, system = transcript.read_json(Path(wanted).expanduser())
+        read, system = allowing(lambda: transcript.read_json(Path(wanted).expanduser()))
         chat.begin()
         turns = [chat.log.add(turn, system) for turn in read]
     chat.session.turns, chat.session.system = turns, system
@@ -199,7 +200,7 @@ def _model(chat: Chat, argument: str) -> None:
 
 def _file(chat: Chat, argument: str) -> None:
     path = Path(_needed(argument, "/file notes.txt")).expanduser()
-    text = read_text(path)
+    text = allowing(lambda: read_text(path))
     chat.files.append(text)
     ui.note(f"{path}, {len(text)} characters, goes with the next question")
 

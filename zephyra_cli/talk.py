@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import select
 import sys
 from typing import TYPE_CHECKING, Protocol
 
 from zephyra_cli import slash, ui
-from zephyra_cli.interruption import Terminated
+from zephyra_cli.interruption import Terminated, allowing, deferred
 from zephyra_cli.prompt import MOST_BYTES, decode
 from zephyra_fusion.errors import ZephyraError
 
@@ -31,12 +33,24 @@ class PlainLines:
         try:
             if prompt and sys.stderr is not None:
                 print(prompt, end="", file=sys.stderr, flush=True)
-            line = sys.stdin.buffer.readline(MOST_BYTES + 1)
+            line = _typed() if sys.stdin.isatty() and os.name != "nt" else sys.stdin.buffer.readline(MOST_BYTES + 1)
         except OSError:
             line = b""
         if not line:
             raise EOFError
         return decode(line, "the line")
+
+
+def _typed() -> bytes:
+    """A line of a terminal. Ctrl-C comes while it is waited for, not when Enter was pressed and the line is read."""
+    line = b""
+    while not line.endswith(b"\n"):
+        allowing(lambda: select.select([sys.stdin], [], []))
+        piece = os.read(sys.stdin.fileno(), 1 << 16)
+        if not piece:  # Ctrl-D
+            break
+        line += piece
+    return line
 
 
 def talk(chat: Chat) -> bool:
@@ -52,22 +66,25 @@ def talk(chat: Chat) -> bool:
         from zephyra_cli.line_editor import LineEditor
         from zephyra_cli.markdown import MarkdownAnswer, load
 
-        lines, chat.show = LineEditor(lambda text: slash.completions(text, chat)), MarkdownAnswer
+        lines, chat.show = LineEditor(lambda text: slash.completions(text, chat), remembers=True), MarkdownAnswer
         Thread(target=load, daemon=True).start()  # while the user types, so that the first answer need not wait
     chat.announce = True
     ui.note(f"{chat.session.engine.pack.name} · {_continued(chat)}/help shows the commands, Ctrl-D leaves")
-    while not chat.leaving:
-        try:
-            _turn(chat, lines)
-        except EOFError:
-            ui.note("")
-            break
-        except Terminated:
-            raise
-        except KeyboardInterrupt:
-            ui.note("")
-        except ZephyraError as error:
-            ui.complain(error.message, error.hint)
+    # An interruption comes where something waits or computes: elsewhere it would lose a line that was sent, or end the
+    # chat between two turns.
+    with deferred():
+        while not chat.leaving:
+            try:
+                _turn(chat, lines)
+            except EOFError:
+                ui.note("")
+                break
+            except Terminated:
+                raise
+            except KeyboardInterrupt:
+                ui.note("")
+            except ZephyraError as error:
+                ui.complain(error.message, error.hint)
     return True
 
 

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("fcntl", reason="needs a pseudo-terminal")
 from pseudo_terminal import Terminal
 
 from tests.cli.process import Run, start
-
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
 
 
 def test_each_line_of_a_pipe_is_a_turn(zephyra: Run, tiny_pack: Path) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.terminal import Terminal
 from zephyra_cli import complete
 
 Inside = Callable[..., tuple[int, str, str]]
@@ -100,10 +99,12 @@ def test_zsh(program: Path, written: Callable[[str], Path], tmp_path: Path) -> N
         'print -r -- "<$BUFFER>" > ' + str(tmp_path / "line") + "; }; zle -N show; bindkey '^X^T' show; print ready\r"
     )
     environment = {"HOME": str(tmp_path), "ZDOTDIR": str(tmp_path), "TERM": "dumb"}
-    with Terminal(["zsh", "-f", "-i"], environment=environment) as terminal:
-        terminal.type(begin)
+    from pseudo_terminal import Terminal
+
+    with Terminal("-f", "-i", program=["zsh"], **environment) as terminal:
+        terminal.types(begin)
         terminal.until("\nready")
-        terminal.type("zephyra doc\t\x18\x14")
+        terminal.types("zephyra doc\t\x18\x14")
         deadline = time.monotonic() + 60
         while not (tmp_path / "line").exists() or not (tmp_path / "line").read_text():
             assert time.monotonic() < deadline

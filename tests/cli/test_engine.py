@@ -122,6 +122,21 @@ def test_an_interruption_inside_keeps_the_partial_answer_and_goes_on_its_way(pac
         next(events)
 
 
+@pytest.mark.parametrize("pieces", [(b"par", b"tial \xc3", KeyboardInterrupt("first")), (b"par", b"tial \xc3")])
+def test_an_interruption_at_the_last_piece_loses_neither_answer_nor_the_first_interruption(
+    pack: Pack, pieces: tuple[bytes | BaseException, ...]
+) -> None:
+    """A terminal that goes away: SIGHUP comes while a token is computed, then its last piece cannot be written."""
+    engine = Engine(pack, ScriptedBackend(*pieces))
+    events = engine.generate(Request(messages=(Message("user", "hi"),), params=SamplingParams(), domain="none"))
+    assert [next(events), next(events), next(events)] == ["par", "tial ", "\ufffd"]
+    answer = events.throw(KeyboardInterrupt("second"))
+    assert isinstance(answer, Answer) and answer.text == "partial \ufffd"
+    assert answer.finish_reason == ("interrupted" if len(pieces) == 3 else "stop")
+    with pytest.raises(KeyboardInterrupt, match="first" if len(pieces) == 3 else "second"):
+        next(events)
+
+
 def test_an_interruption_thrown_in_does_the_same(pack: Pack) -> None:
     backend = ScriptedBackend(b"par", b"tial")
     events = Engine(pack, backend).generate(

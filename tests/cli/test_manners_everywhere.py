@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("fcntl", reason="needs a pseudo-terminal")
+from pseudo_terminal import Terminal
+
 from tests.cli.process import PROGRAM, Run
-from tests.cli.terminal import Terminal
 from zephyra_cli.command_line import COMMANDS
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
 Inside = Callable[..., tuple[int, str, str]]
 
 QUICK = {
@@ -54,9 +55,9 @@ def test_no_command_is_forgotten() -> None:
 def test_no_colour_and_no_control_sequence_on_such_a_terminal(
     command: str, environment: dict[str, str], tiny_pack: Path
 ) -> None:
-    with Terminal([*PROGRAM, *words(command, tiny_pack)], environment=environment) as terminal:
-        assert terminal.end() == 0
-    assert not CONTROL.search(terminal.shown.replace("\r\n", "\n").replace("\\x1b", "")), terminal.shown
+    with Terminal(*words(command, tiny_pack), **environment) as terminal:
+        assert terminal.ends() == 0
+    assert not CONTROL.search(terminal.all.replace("\r\n", "\n").replace("\\x1b", "")), terminal.all
 
 
 @pytest.mark.parametrize("command", QUICK)
@@ -120,9 +121,9 @@ HOSTILE = "\x1b]0;owned\x07\x9b31m\u202e"
     ids=lambda arguments: " ".join(arguments[:2]).replace(HOSTILE, "x"),
 )
 def test_no_argument_or_file_name_is_executed(arguments: list[str], tmp_path: Path) -> None:
-    with Terminal([*PROGRAM, *arguments], environment={"TERM": "xterm"}, cwd=tmp_path) as terminal:
-        terminal.end()
-    assert not CONTROL.search(terminal.shown.replace("\r\n", "\n")) and "\u202e" not in terminal.shown, terminal.shown
+    with Terminal(*arguments, cwd=tmp_path, TERM="xterm") as terminal:
+        terminal.ends()
+    assert not CONTROL.search(terminal.all.replace("\r\n", "\n")) and "\u202e" not in terminal.all, terminal.all
 
 
 def test_no_stored_text_is_executed(home: Path, inside: Inside) -> None:
@@ -132,10 +133,10 @@ def test_no_stored_text_is_executed(home: Path, inside: Inside) -> None:
     (home / "templates" / f"{HOSTILE}.toml").write_text("promt = 1")
     (home / "config.toml").write_text(f"system = {json.dumps(HOSTILE)}\n")
     for command in ("templates", "config", "templates show bad"):
-        with Terminal([*PROGRAM, *command.split()], environment={"TERM": "xterm"}) as terminal:
-            assert terminal.end() == 0
-        assert "owned" in terminal.shown
-        assert not CONTROL.search(terminal.shown.replace("\r\n", "\n")) and "\u202e" not in terminal.shown
+        with Terminal(*command.split(), TERM="xterm") as terminal:
+            assert terminal.ends() == 0
+        assert "owned" in terminal.all
+        assert not CONTROL.search(terminal.all.replace("\r\n", "\n")) and "\u202e" not in terminal.all
     assert inside("config", "get", "system")[1] == HOSTILE + "\n"  # in a pipe byte for byte
 
 
@@ -144,9 +145,9 @@ def test_a_name_in_a_gguf_is_not_executed(make_gguf: Callable[..., Path], tmp_pa
         tmp_path / "hostile.gguf", metadata={"general.name": HOSTILE, "general.architecture": "qwen3" + HOSTILE}
     )
     for command in (["generate", "-m", hostile, "--stats", "-n", "2", "hi"], ["models", "show", hostile]):
-        with Terminal([*PROGRAM, *command], environment={"TERM": "xterm"}) as terminal:
-            terminal.end()
-        assert not CONTROL.search(terminal.shown.replace("\r\n", "\n")) and "\u202e" not in terminal.shown
+        with Terminal(*command, TERM="xterm") as terminal:
+            terminal.ends()
+        assert not CONTROL.search(terminal.all.replace("\r\n", "\n")) and "\u202e" not in terminal.all
 
 
 WAIT = """
@@ -159,27 +160,26 @@ print("answer")
 
 
 def test_what_takes_longer_than_a_second_is_said_and_taken_away() -> None:
-    command = [sys.executable, "-c", WAIT]
-    with Terminal([*command, 2.6], environment={"TERM": "xterm"}) as terminal:
-        assert terminal.end() == 0
-    assert "loading \\x1b[31m … 1 s" in terminal.shown and "… 2 s" in terminal.shown
-    assert terminal.shown.endswith("\r\x1b[Kanswer\r\n")
-    with Terminal([*command, 1.1, "plain"], environment={"TERM": "xterm"}) as terminal:
-        assert terminal.end() == 0 and terminal.shown == "answer\r\n"
+    program = [sys.executable, "-c", WAIT]
+    with Terminal(2.6, program=program, TERM="xterm") as terminal:
+        assert terminal.ends() == 0
+    assert "loading \\x1b[31m … 1 s" in terminal.all and "… 2 s" in terminal.all
+    assert terminal.all.endswith("\r\x1b[Kanswer\r\n")
+    with Terminal(1.1, "plain", program=program, TERM="xterm") as terminal:
+        assert terminal.ends() == 0 and terminal.all == "answer\r\n"
     for seconds, environment in ((0.1, {"TERM": "xterm"}), (1.1, {"TERM": "dumb"}), (1.1, {"NO_COLOR": "1"})):
-        with Terminal([*command, seconds], environment=environment) as terminal:
-            assert terminal.end() == 0 and terminal.shown == "answer\r\n"
+        with Terminal(seconds, program=program, **environment) as terminal:
+            assert terminal.ends() == 0 and terminal.all == "answer\r\n"
 
 
 def test_a_slow_writer_on_standard_input_is_waited_for_in_words(tiny_pack: Path) -> None:
     reading, writing = os.pipe()
-    command = [*PROGRAM, "generate", "-m", tiny_pack, "-n", 2]
-    with Terminal(command, environment={"TERM": "xterm"}, stdin=reading) as terminal:
+    with Terminal("generate", "-m", tiny_pack, "-n", 2, stdin=reading, TERM="xterm") as terminal:
         os.close(reading)
         terminal.until("reading standard input … 1 s")
         os.write(writing, b"hello")
         os.close(writing)
-        assert terminal.end() == 0 and terminal.shown.count("\r\x1b[K") >= 2
+        assert terminal.ends() == 0 and terminal.all.count("\r\x1b[K") >= 2
 
 
 FOLLOW = """
@@ -195,8 +195,8 @@ follow(events(), lambda event: None, stats=False, streams=sys.argv[1] == "stream
 
 @pytest.mark.parametrize(("form", "said"), [("streams", ""), ("whole", "\r\x1b[Kanswering … 1 s\r\x1b[K")])
 def test_an_answer_that_is_shown_when_it_is_whole_says_that_it_comes(form: str, said: str) -> None:
-    with Terminal([sys.executable, "-c", FOLLOW, form], environment={"TERM": "xterm"}) as terminal:
-        assert terminal.end() == 0 and terminal.shown == said
+    with Terminal(form, program=[sys.executable, "-c", FOLLOW], TERM="xterm") as terminal:
+        assert terminal.ends() == 0 and terminal.all == said
 
 
 def test_the_figures_in_one_line(zephyra: Run, tiny_pack: Path) -> None:

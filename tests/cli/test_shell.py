@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.process import PROGRAM, Run
-from tests.cli.terminal import Terminal
+pytest.importorskip("fcntl", reason="needs a pseudo-terminal")
+from pseudo_terminal import Terminal
+
+from tests.cli.process import Run
 from zephyra_cli.proposal import command_in
 from zephyra_cli.shell_keys import KEYS
 from zephyra_fusion.errors import ZephyraError
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
 Inside = Callable[..., tuple[int, str, str]]
 PROMPT = "function fish_prompt; printf '> '; end"
 DECIDE = """
@@ -31,7 +32,7 @@ print("dropped") if wanted is None else proposal.run(wanted)
 def proposed(command: str, folder: Path, **environment: str) -> Terminal:
     """The question about this command, on a terminal."""
     settings = {"SHELL": "/bin/sh", "TERM": "xterm"} | environment
-    return Terminal([sys.executable, "-c", DECIDE, command], cwd=folder, environment=settings)
+    return Terminal(command, program=[sys.executable, "-c", DECIDE], cwd=folder, **settings)
 
 
 @pytest.mark.parametrize(
@@ -73,11 +74,10 @@ def test_a_model_without_a_specialist_is_told_what_is_wanted(tiny_gguf: Path, in
 
 
 def test_on_a_terminal_it_is_shown_and_no_is_the_default(tiny_pack: Path, tmp_path: Path) -> None:
-    command = [*PROGRAM, "shell", "-m", tiny_pack, "-n", 9, "list files"]
-    with Terminal(command, environment={"TERM": "xterm"}, cwd=tmp_path) as terminal:
+    with Terminal("shell", "-m", tiny_pack, "-n", 9, "list files", cwd=tmp_path, TERM="xterm") as terminal:
         terminal.until("[N]o: ")
-        terminal.type("\r")
-        assert terminal.end() == 0 and terminal.plain.endswith("not run\n")
+        terminal.types("\r")
+        assert terminal.ends() == 0 and terminal.plain.endswith("not run\n")
     assert not [path for path in tmp_path.iterdir() if path.name != "home"]
 
 
@@ -85,37 +85,37 @@ def test_on_a_terminal_it_is_shown_and_no_is_the_default(tiny_pack: Path, tmp_pa
 def test_nothing_runs_without_a_yes(tmp_path: Path, reply: str) -> None:
     with proposed("touch ran", tmp_path) as terminal:
         assert "touch ran\n" in terminal.until("[N]o: ")
-        terminal.type(reply + "\r")
-        assert terminal.end() == 0 and "dropped" in terminal.plain
+        terminal.types(reply + "\r")
+        assert terminal.ends() == 0 and "dropped" in terminal.plain
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_yes_runs_it_and_its_status_is_ours(tmp_path: Path) -> None:
     with proposed("touch ran; exit 7", tmp_path) as terminal:
         terminal.until("[N]o: ")
-        terminal.type("y\r")
-        assert terminal.end() == 7
+        terminal.types("y\r")
+        assert terminal.ends() == 7
     assert (tmp_path / "ran").exists()
 
 
 def test_the_running_command_has_the_terminal_and_its_signals(tmp_path: Path) -> None:
     with proposed("trap 'echo caught; exit 3' INT; echo waiting; read line", tmp_path) as terminal:
         terminal.until("[N]o: ")
-        terminal.type("yes\r")
+        terminal.types("yes\r")
         terminal.until("\nwaiting")
-        terminal.type("\x03")
-        assert terminal.end() == 3 and "caught" in terminal.plain
+        terminal.types("\x03")
+        assert terminal.ends() == 3 and "caught" in terminal.plain
     with proposed("yes | head -n 1; echo $?", tmp_path, SHELL="/bin/sh") as terminal:  # SIGPIPE is not ignored
         terminal.until("[N]o: ")
-        terminal.type("y\r")
-        assert terminal.end() == 0 and "Broken pipe" not in terminal.plain
+        terminal.types("y\r")
+        assert terminal.ends() == 0 and "Broken pipe" not in terminal.plain
 
 
 def test_ctrl_c_at_the_question_runs_nothing(tmp_path: Path) -> None:
     with proposed("touch ran", tmp_path) as terminal:
         terminal.until("[N]o: ")
-        terminal.type("\x03")
-        assert terminal.end() != 0
+        terminal.types("\x03")
+        assert terminal.ends() != 0
     assert not (tmp_path / "ran").exists()
 
 
@@ -123,16 +123,16 @@ def test_ctrl_c_at_the_question_runs_nothing(tmp_path: Path) -> None:
 def test_an_edited_command_is_asked_about_again(tmp_path: Path, kind: str) -> None:
     with proposed("touch rat", tmp_path, TERM=kind) as terminal:
         terminal.until("[N]o: ")
-        terminal.type("e\r")
+        terminal.types("e\r")
         if kind == "xterm":
             terminal.until("$ touch rat")
-            terminal.type("\x7fn\r")
+            terminal.types("\x7fn\r")
         else:
             terminal.until("the command: ")
-            terminal.type("touch ran\r")
+            terminal.types("touch ran\r")
         terminal.until("touch ran\nrun it?")
-        terminal.type("y\r")
-        assert terminal.end() == 0
+        terminal.types("y\r")
+        assert terminal.ends() == 0
     assert (tmp_path / "ran").exists() and not (tmp_path / "rat").exists()
 
 
@@ -140,9 +140,9 @@ def test_an_edited_command_is_asked_about_again(tmp_path: Path, kind: str) -> No
 def test_what_cannot_be_seen_cannot_be_run(tmp_path: Path, hidden: str) -> None:
     with proposed("ls " + hidden.replace("\0", "\x9b"), tmp_path) as terminal:
         shown = terminal.until("[N]o: ")
-        assert "run it?" not in shown and "control characters" in shown and "\x1b[8m" not in terminal.shown
-        terminal.type("y\r")
-        assert terminal.end() == 0 and "dropped" in terminal.plain
+        assert "run it?" not in shown and "control characters" in shown and "\x1b[8m" not in terminal.all
+        terminal.types("y\r")
+        assert terminal.ends() == 0 and "dropped" in terminal.plain
     assert not (tmp_path / "ran").exists()
 
 
@@ -177,13 +177,13 @@ def test_the_key_binding_changes_the_line(shell: str, tmp_path: Path, inside: In
         "zsh": ["zsh", "-f", "-i"],
         "fish": ["fish", "--no-config", "-i", "-C", PROMPT],
     }
-    with Terminal(command[shell], environment=environment, cwd=tmp_path) as terminal:
+    with Terminal(program=command[shell], cwd=tmp_path, **environment) as terminal:
         terminal.until("> ")
-        terminal.type(f". {tmp_path}/keys; echo rea''dy\r")
+        terminal.types(f". {tmp_path}/keys; echo rea''dy\r")
         terminal.until("\nready")
-        terminal.type("-- list 'my' $files\x1bz")
+        terminal.types("-- list 'my' $files\x1bz")
         terminal.until("/ran")
-        terminal.type("\r" + "exit\r")
-        terminal.end()
+        terminal.types("\r" + "exit\r")
+        terminal.ends()
     assert (tmp_path / "asked").read_text() == "shell\n--\n-- list 'my' $files\n"
     assert (tmp_path / "ran").read_text() == "done\n"

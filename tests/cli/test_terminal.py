@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.process import PROGRAM, wait_until_blocked
-from tests.cli.terminal import Terminal
+pytest.importorskip("fcntl", reason="needs a pseudo-terminal")
+from pseudo_terminal import Terminal
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
+from tests.cli.process import PROGRAM, wait_until_blocked
 
 
 def on_a_terminal(*arguments: object, **environment: str) -> tuple[int, str]:
     """The program with a terminal on all three streams; its status and what the terminal showed."""
-    with Terminal([*PROGRAM, *arguments], environment=environment) as terminal:
-        return terminal.end(), terminal.shown.replace("\r\n", "\n")
+    with Terminal(*arguments, **environment) as terminal:
+        return terminal.ends(), terminal.all.replace("\r\n", "\n")
 
 
 def test_an_answer_arrives_and_the_terminal_is_not_waited_for(tiny_pack: Path) -> None:
