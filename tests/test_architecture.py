@@ -88,8 +88,8 @@ FLOORS = [
     }
     | {"complete", "replay"},
     {"pack_change", "specialists"},
-    {"proposal", "shell_keys"},
-    {"chat", "line_editor", "log", "markdown", "server", "slash", "transcript"},
+    {"line_editor", "proposal", "shell_keys"},
+    {"chat", "log", "markdown", "server", "slash", "transcript"},
     {"talk"},
     {"commands"},
     {"app", "command_line", "__main__"},
