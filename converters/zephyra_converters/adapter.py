@@ -47,7 +47,7 @@ class Adapter:
     path: Path
     name: str
     base: str = ""  # what the file says it was trained on
-    base_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of the base's tensors that it carries
+    base_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of the base's tensors that it speaks of
     license: str | None = None
     base_fingerprint: str = ""  # of a GGUF adapter that knows its base (`fingerprint`)
 
@@ -83,7 +83,8 @@ def check_belongs(adapter: Adapter, config: FusionConfig) -> None:
         elif (pair.changes(module), pair.rank) != (shape, pair.b.shape[1]):
             wrong.append(f"'{module}' is {list(shape)} in the base, B A is {list(pair.b.shape)} {list(pair.a.shape)}")
     wrong += [
-        f"'{name}' is {list(shape)}, the base's {list(shapes[name])}: the vocabulary grew"
+        f"'{name}' is {list(shape)} for it and {list(shapes[name])} in the base"
+        + (": the vocabulary grew" if name.startswith(("lm_head", EMBEDDING)) else "")
         for name, shape in adapter.base_shapes.items()
         if name in shapes and shapes[name] != shape
     ]

@@ -12,6 +12,7 @@ from zephyra_converters.adapter import EMBEDDING, Adapter, LoraPair
 from zephyra_converters.checkpoint import LazyTensor
 from zephyra_converters.json_file import read_json, well_formed, write_json
 from zephyra_converters.names import common_name, dialect_name
+from zephyra_converters.peft_experts import experts_apart, gate_shape, parameter_of
 from zephyra_converters.safetensors_file import read_safetensors, write_safetensors
 from zephyra_fusion.errors import ZephyraError
 
@@ -33,7 +34,6 @@ _REFUSED = {
     "use_qalora": "QALoRA (use_qalora)",
     "use_bdlora": "BD-LoRA (use_bdlora)",
     "megatron_config": "megatron_config",
-    "target_parameters": "target_parameters (adapters on bare parameters)",
     "arrow_config": "Arrow (arrow_config)",
     "monteclora_config": "MonteCLoRA (monteclora_config)",
 }
@@ -65,10 +65,17 @@ def _adapter(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Lazy
         raise ZephyraError(f"the adapter {folder} lacks lora_A or lora_B of: {', '.join(broken[:6])}")
     if not sides:
         raise ZephyraError(f"the adapter {folder} has no tensors")
-    pairs = {}
+    pairs: dict[str, LoraPair] = {}
+    targets = config.get("target_parameters") or []
     for module, both in sorted(sides.items()):
-        pair = LoraPair(both["A"], both["B"], _scale(config, module))
-        wanted = int(_patterned(config.get("rank_pattern"), module, config.get("r", 8)))
+        parameter = parameter_of(module, sides, targets)
+        key = parameter or next((f"{module}.weight" for t in targets if f"{module}.weight".endswith(t)), module)
+        wanted = int(_patterned(config.get("rank_pattern"), key, config.get("r", 8)))
+        pair = LoraPair(both["A"], both["B"], _scale(config, key))
+        if parameter is not None:
+            pairs |= experts_apart(parameter, pair, wanted)
+            copies |= gate_shape(parameter, pair, wanted)
+            continue
         if len(pair.a.shape) != 2 or len(pair.b.shape) != 2 or not pair.a.shape[0] == pair.b.shape[1] == wanted:
             raise ZephyraError(
                 f"the adapter {folder}: '{module}' is {list(pair.a.shape)} and {list(pair.b.shape)}, "

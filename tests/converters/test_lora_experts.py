@@ -19,6 +19,7 @@ from zephyra_converters.loaded import LoadedGGUF
 from zephyra_converters.names import dialect_name
 from zephyra_converters.peft import read_peft
 from zephyra_converters.safetensors_file import read_safetensors, write_safetensors
+from zephyra_fusion.errors import ZephyraError
 
 PREFIX = "base_model.model."
 # family: whose names its modules have, and the last parts of those that are adapted
@@ -104,3 +105,43 @@ def test_some_experts_at_ranks_of_their_own_and_the_gate(
         gguf.set_adapters({"it": 1.0})
         for ids, expected in zip(token_ids, ours, strict=True):
             assert np.abs(gguf.logits(ids) - expected).max() <= 1e-3
+
+
+@pytest.mark.parametrize("family", DIALECTS)
+@pytest.mark.parametrize("targets", [["gate_up_proj", "down_proj", "gate.weight"], ["experts.down_proj"]])
+def test_experts_in_one_parameter(
+    family: str,
+    targets: list[str],
+    checkpoint_folder: Callable[[str], Path],
+    token_ids: list[list[int]],
+    tmp_path: Path,
+) -> None:
+    """As peft trains them over transformers 5; the gate is a bare parameter there, too."""
+    peft, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    base = checkpoint_folder(family)
+    options = {"target_modules": ["v_proj"], "target_parameters": targets, "rank_pattern": {r".*\.gate_up_proj": 6}}
+    config = peft.LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", **options)
+    model = peft.get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(base).float(), config).eval()
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(tmp_path / "peft")
+    convert(tmp_path / "peft", tmp_path / "a.gguf", Options(quantization="F32", base=base))
+    checkpoint, adapter = read_hf(base), read_peft(tmp_path / "peft")
+    ours = reference_logits(checkpoint.config, checkpoint.tensors, token_ids, adapter.delta)
+    write_gguf(plan_gguf(checkpoint), tmp_path / "base.gguf", "F32")
+    with LoadedGGUF(tmp_path / "base.gguf", 64) as gguf:
+        gguf.add_adapter("it", tmp_path / "a.gguf")
+        gguf.set_adapters({"it": 1.0})
+        for ids, expected in zip(token_ids, ours, strict=True):
+            with torch.no_grad():
+                theirs = model(torch.tensor([ids])).logits[0].numpy()
+            assert np.abs(expected - theirs).max() <= 1e-3
+            assert np.abs(gguf.logits(ids) - theirs).max() <= 1e-3
+    ranks = {"v_proj": 4, r".*gate\.weight": 4, r".*gate_up_proj": 12}
+    wrong = edited(tmp_path / "peft", tmp_path / "wrong", r=8, rank_pattern=ranks)
+    with pytest.raises(ZephyraError, match="gate.weight' is .2, 64. for it and .4, 64. in the base"):
+        convert(wrong, tmp_path / "b.gguf", Options(base=base))
