@@ -6,35 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zephyra_cli.commands.options import (
-    SETTINGS,
-    Backend,
-    Context,
-    Device,
-    Domain,
-    Draft,
-    Grammar,
-    Isolate,
-    KVMemory,
-    KVType,
-    Log,
-    MaxTokens,
-    MinP,
-    Model,
-    Offline,
-    Profile,
-    PromptCache,
-    RepeatPenalty,
-    Schema,
-    Seed,
-    Stats,
-    Stop,
-    System,
-    Temperature,
-    Threads,
-    TopK,
-    TopP,
-)
+from zephyra_cli.commands import options as opt
 
 if TYPE_CHECKING:
     from zephyra_cli.conversations import Turn
@@ -45,42 +17,42 @@ def chat(
     continue_: Annotated[bool, typer.Option("--continue", "-c", help="Go on with the last conversation.")] = False,
     conversation: Annotated[int | None, typer.Option("--id", metavar="ID", help="Go on with this one.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the conversations and leave.")] = False,
-    model: Model = None,
-    domain: Domain = None,
-    max_tokens: MaxTokens = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    min_p: MinP = None,
-    repeat_penalty: RepeatPenalty = None,
-    seed: Seed = None,
-    stop: Stop = None,
-    schema: Schema = None,
-    grammar: Grammar = None,
-    system: System = None,
-    backend: Backend = None,
-    device: Device = None,
-    threads: Threads = None,
-    context: Context = None,
-    kv_type: KVType = None,
-    kv_memory: KVMemory = None,
-    draft: Draft = None,
-    prompt_cache: PromptCache = None,
-    isolate: Isolate = None,
+    model: opt.Model = None,
+    domain: opt.Domain = None,
+    max_tokens: opt.MaxTokens = None,
+    temperature: opt.Temperature = None,
+    top_k: opt.TopK = None,
+    top_p: opt.TopP = None,
+    min_p: opt.MinP = None,
+    repeat_penalty: opt.RepeatPenalty = None,
+    seed: opt.Seed = None,
+    stop: opt.Stop = None,
+    schema: opt.Schema = None,
+    grammar: opt.Grammar = None,
+    system: opt.System = None,
+    backend: opt.Backend = None,
+    device: opt.Device = None,
+    threads: opt.Threads = None,
+    context: opt.Context = None,
+    kv_type: opt.KVType = None,
+    kv_memory: opt.KVMemory = None,
+    draft: opt.Draft = None,
+    prompt_cache: opt.PromptCache = None,
+    isolate: opt.Isolate = None,
     plain: Annotated[
         bool | None, typer.Option("--plain", help="For screen readers: text as it comes, words in place of drawings.")
     ] = None,
-    stats: Stats = None,
-    log: Log = None,
-    offline: Offline = None,
-    profile: Profile = None,
+    stats: opt.Stats = None,
+    log: opt.Log = None,
+    offline: opt.Offline = None,
+    profile: opt.Profile = None,
 ) -> None:
     """Talk, turn by turn; every turn is routed anew.
 
     With standard input not a terminal, each line is a turn. Ctrl-C stops an answer, Ctrl-D leaves, /help shows the
     commands.
     """
-    options = {name: value for name, value in locals().items() if name in SETTINGS}
+    options = {name: value for name, value in locals().items() if name in opt.SETTINGS}
     from dataclasses import replace
 
     from zephyra_cli import settings, store, talk, ui

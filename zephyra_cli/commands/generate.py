@@ -7,38 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zephyra_cli.commands.options import (
-    SETTINGS,
-    Backend,
-    Context,
-    Device,
-    Domain,
-    Draft,
-    Files,
-    Grammar,
-    Isolate,
-    Json,
-    KVMemory,
-    KVType,
-    Log,
-    MaxTokens,
-    MinP,
-    Model,
-    Offline,
-    Profile,
-    Prompt,
-    PromptCache,
-    RepeatPenalty,
-    Schema,
-    Seed,
-    Stats,
-    Stop,
-    System,
-    Temperature,
-    Threads,
-    TopK,
-    TopP,
-)
+from zephyra_cli.commands import options as opt
 from zephyra_cli.complete import template_names
 
 if TYPE_CHECKING:
@@ -48,22 +17,22 @@ if TYPE_CHECKING:
 
 
 def generate(
-    prompt: Prompt = None,
-    model: Model = None,
-    domain: Domain = None,
-    max_tokens: MaxTokens = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    min_p: MinP = None,
-    repeat_penalty: RepeatPenalty = None,
-    seed: Seed = None,
-    stop: Stop = None,
-    schema: Schema = None,
-    grammar: Grammar = None,
-    system: System = None,
+    prompt: opt.Prompt = None,
+    model: opt.Model = None,
+    domain: opt.Domain = None,
+    max_tokens: opt.MaxTokens = None,
+    temperature: opt.Temperature = None,
+    top_k: opt.TopK = None,
+    top_p: opt.TopP = None,
+    min_p: opt.MinP = None,
+    repeat_penalty: opt.RepeatPenalty = None,
+    seed: opt.Seed = None,
+    stop: opt.Stop = None,
+    schema: opt.Schema = None,
+    grammar: opt.Grammar = None,
+    system: opt.System = None,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template: continue the prompt.")] = False,
-    file: Files = None,
+    file: opt.Files = None,
     template: Annotated[
         str | None,
         typer.Option(
@@ -89,29 +58,29 @@ def generate(
         Path | None,
         typer.Option("--output", metavar="FILE.jsonl", help="Where their results go, in order. [default: stdout]"),
     ] = None,
-    backend: Backend = None,
-    device: Device = None,
-    threads: Threads = None,
-    context: Context = None,
-    kv_type: KVType = None,
-    kv_memory: KVMemory = None,
-    draft: Draft = None,
-    prompt_cache: PromptCache = None,
-    isolate: Isolate = None,
-    json: Json = False,
+    backend: opt.Backend = None,
+    device: opt.Device = None,
+    threads: opt.Threads = None,
+    context: opt.Context = None,
+    kv_type: opt.KVType = None,
+    kv_memory: opt.KVMemory = None,
+    draft: opt.Draft = None,
+    prompt_cache: opt.PromptCache = None,
+    isolate: opt.Isolate = None,
+    json: opt.Json = False,
     stream_json: Annotated[
         bool, typer.Option("--stream-json", help="One JSON object a line: pieces, then the result.")
     ] = False,
-    stats: Stats = None,
-    log: Log = None,
-    offline: Offline = None,
-    profile: Profile = None,
+    stats: opt.Stats = None,
+    log: opt.Log = None,
+    offline: opt.Offline = None,
+    profile: opt.Profile = None,
 ) -> None:
     """Answer one prompt.
 
     The prompt is the argument, standard input where it is a pipe or a file, and the files, joined by blank lines.
     """
-    options = {name: value for name, value in locals().items() if name in SETTINGS}
+    options = {name: value for name, value in locals().items() if name in opt.SETTINGS}
     from zephyra_cli import settings, store
     from zephyra_cli.engine import Engine, Request
     from zephyra_cli.follow import follow, show_text

@@ -7,30 +7,7 @@ from typing import Annotated
 
 import typer
 
-from zephyra_cli.commands.options import (
-    SETTINGS,
-    Backend,
-    Context,
-    Device,
-    Domain,
-    Draft,
-    Isolate,
-    KVMemory,
-    KVType,
-    MaxTokens,
-    MinP,
-    Model,
-    Offline,
-    Profile,
-    PromptCache,
-    RepeatPenalty,
-    Seed,
-    System,
-    Temperature,
-    Threads,
-    TopK,
-    TopP,
-)
+from zephyra_cli.commands import options as opt
 
 
 def serve(
@@ -38,27 +15,27 @@ def serve(
         str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0 is every network of this machine.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0: any free one.")] = 8080,
-    model: Model = None,
-    domain: Domain = None,
-    max_tokens: MaxTokens = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    min_p: MinP = None,
-    repeat_penalty: RepeatPenalty = None,
-    seed: Seed = None,
-    system: System = None,
-    backend: Backend = None,
-    device: Device = None,
-    threads: Threads = None,
-    context: Context = None,
-    kv_type: KVType = None,
-    kv_memory: KVMemory = None,
-    draft: Draft = None,
-    prompt_cache: PromptCache = None,
-    isolate: Isolate = None,
-    offline: Offline = None,
-    profile: Profile = None,
+    model: opt.Model = None,
+    domain: opt.Domain = None,
+    max_tokens: opt.MaxTokens = None,
+    temperature: opt.Temperature = None,
+    top_k: opt.TopK = None,
+    top_p: opt.TopP = None,
+    min_p: opt.MinP = None,
+    repeat_penalty: opt.RepeatPenalty = None,
+    seed: opt.Seed = None,
+    system: opt.System = None,
+    backend: opt.Backend = None,
+    device: opt.Device = None,
+    threads: opt.Threads = None,
+    context: opt.Context = None,
+    kv_type: opt.KVType = None,
+    kv_memory: opt.KVMemory = None,
+    draft: opt.Draft = None,
+    prompt_cache: opt.PromptCache = None,
+    isolate: opt.Isolate = None,
+    offline: opt.Offline = None,
+    profile: opt.Profile = None,
 ) -> None:
     """Serve the model to OpenAI clients (/v1/chat/completions, /v1/completions, /v1/models).
 
@@ -66,7 +43,7 @@ def serve(
     pack's own name is what -d says. Sampling options are defaults; a request's own go first. ZEPHYRA_API_KEY is the
     key that clients must send.
     """
-    options = {name: value for name, value in locals().items() if name in SETTINGS}
+    options = {name: value for name, value in locals().items() if name in opt.SETTINGS}
     from zephyra_cli import settings, store, ui
     from zephyra_cli.domain import parse_domain
     from zephyra_cli.engine import Engine

@@ -6,45 +6,28 @@ from typing import Annotated, Literal
 
 import typer
 
-from zephyra_cli.commands.options import (
-    SETTINGS,
-    Backend,
-    Context,
-    Device,
-    Domain,
-    Files,
-    MaxTokens,
-    Model,
-    Offline,
-    Profile,
-    Prompt,
-    Seed,
-    Stats,
-    System,
-    Temperature,
-    Threads,
-)
+from zephyra_cli.commands import options as opt
 
 SPECIALIST = "shell"
 SYSTEM = "Answer with one command for {shell} on {system} that does what the user wants, and nothing else."
 
 
 def shell(
-    prompt: Prompt = None,
-    model: Model = None,
-    domain: Domain = None,
-    max_tokens: MaxTokens = None,
-    temperature: Temperature = None,
-    seed: Seed = None,
-    system: System = None,
-    file: Files = None,
-    backend: Backend = None,
-    device: Device = None,
-    threads: Threads = None,
-    context: Context = None,
-    stats: Stats = None,
-    offline: Offline = None,
-    profile: Profile = None,
+    prompt: opt.Prompt = None,
+    model: opt.Model = None,
+    domain: opt.Domain = None,
+    max_tokens: opt.MaxTokens = None,
+    temperature: opt.Temperature = None,
+    seed: opt.Seed = None,
+    system: opt.System = None,
+    file: opt.Files = None,
+    backend: opt.Backend = None,
+    device: opt.Device = None,
+    threads: opt.Threads = None,
+    context: opt.Context = None,
+    stats: opt.Stats = None,
+    offline: opt.Offline = None,
+    profile: opt.Profile = None,
     keys: Annotated[
         Literal["bash", "zsh", "fish"] | None,
         typer.Option("--keys", help="Print a key binding for this shell, and nothing else."),
@@ -55,7 +38,7 @@ def shell(
     On a terminal you edit it, run it or drop it; it runs only when you answer y. In a pipe it is printed, alone. The
     model's shell specialist answers, where it has one.
     """
-    options = {name: value for name, value in locals().items() if name in SETTINGS}
+    options = {name: value for name, value in locals().items() if name in opt.SETTINGS}
     import sys
 
     from zephyra_cli import proposal, ui
