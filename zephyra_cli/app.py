@@ -52,6 +52,8 @@ def _dispatch(arguments: list[str]) -> int:
     from zephyra_cli import ui
     from zephyra_cli.command_line import command_line
 
+    if arguments[:1] == ["help"]:  # as git, ollama and cargo take it
+        arguments = [*arguments[1:], "--help"]
     try:
         return command_line().main(arguments, prog_name="zephyra", standalone_mode=False) or 0
     except ClickException as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from zephyra_cli.backends.protocol import GenerationUsage, Job
-from zephyra_cli.batch_file import MOST_BYTES, InOrder, Output, lines
+from zephyra_cli.batch_file import MOST_BYTES, InOrder, Output, lines, readable_twice
 from zephyra_cli.engine import Engine, Request
 from zephyra_cli.progress import Progress
 from zephyra_cli.routing import Decision
@@ -64,12 +64,10 @@ class Batch:
 
     def run(self, progress: Progress) -> None:
         try:
-            with self.source.open("rb") as file:
-                if not self.source.is_file():
-                    raise ZephyraError(f"'{self.source}' is no file: a batch must be readable twice")
+            with readable_twice(self.source) as file:
                 total = sum(1 for _ in lines(file))
                 file.seek(0)
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
                 output = Output(self.target, self._identity(digest)) if self.target else InOrder()
                 file.seek(0)
                 self._began, self._done = time.monotonic(), len(output)

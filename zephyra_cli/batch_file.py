@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import json
 import os
+import stat
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from zephyra_cli.interruption import deferred
+from zephyra_cli.prompt import STANDARD_INPUT
 from zephyra_fusion.errors import ZephyraError
 
 MOST_BYTES = 16 * 2**20  # of a line
 SUFFIX = ".journal"
+_DELETES_OPEN_FILES = os.name != "nt"
 
 
 def lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
@@ -32,6 +36,32 @@ def lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
             yield number, raw
 
 
+def stream(path: Path) -> BinaryIO:
+    """A file of lines, or with "-" standard input. OSError; ZephyraError: nothing is piped in."""
+    if path != STANDARD_INPUT:
+        return path.open("rb")
+    if sys.stdin is None or sys.stdin.isatty():
+        raise ZephyraError("'-' is standard input, and nothing is piped into it", hint="name a file, or pipe one in")
+    return sys.stdin.buffer
+
+
+def readable_twice(path: Path) -> BinaryIO:
+    """As `stream`; of a pipe, its content in a file that nobody else sees. ZephyraError: it is a device."""
+    file = stream(path)
+    mode = os.fstat(file.fileno()).st_mode
+    if stat.S_ISREG(mode):
+        return file
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+        raise ZephyraError(f"'{path}' is neither a file nor a pipe")
+    import shutil
+    import tempfile
+
+    copy: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115  closed by whoever reads
+    shutil.copyfileobj(file, copy)
+    copy.seek(0)
+    return copy
+
+
 class Output:
     """Records by the number of their place, written in order. `done`: places that need no work any more.
 
@@ -40,10 +70,12 @@ class Output:
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
-        self.path, self.journal = path, path.with_name(path.name + SUFFIX)
         self._waiting: dict[int, bytes] = {}
         self._next = 0
         self._kept: BinaryIO | None = None
+        if path.is_dir():
+            raise ZephyraError(f"cannot write '{path}': it is a directory")
+        self.path, self.journal = path, path.with_name(path.name + SUFFIX)
         plain = not path.exists() or path.is_file()
         try:
             if plain:
@@ -75,8 +107,11 @@ class Output:
         """All is answered: the journal goes."""
         if self._kept is not None:
             os.fsync(self._file.fileno())
-            self.journal.unlink(missing_ok=True)
+            if _DELETES_OPEN_FILES:  # while its lock is ours
+                self.journal.unlink(missing_ok=True)
         self.close()
+        if not _DELETES_OPEN_FILES and self._kept is not None:
+            self.journal.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Leave what there is for a run that goes on."""

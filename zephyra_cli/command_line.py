@@ -61,7 +61,13 @@ def command_line() -> Any:
         loaded: dict[str, Any] = sys.modules
         loaded.setdefault("rich", None)  # Typer would load it to strip markup: 0.1 s a Tab
         completion_init()
-    app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None, no_args_is_help=True)
+    app = typer.Typer(
+        cls=Commands,
+        add_completion=False,
+        rich_markup_mode=None,
+        no_args_is_help=True,
+        context_settings={"help_option_names": ["--help", "-h"]},
+    )
 
     @app.callback()
     def zephyra(

@@ -24,6 +24,8 @@ def parse_domain(text: str, known: Collection[str]) -> dict[str, float] | None:
     parts = text.split(",")
     for part in parts:
         name, equals, number = (piece.strip() for piece in part.partition("="))
+        if name in (AUTO, NONE):
+            raise ZephyraError(f"'{name}' stands alone and takes no weight, in '{text}'", hint="as in law=0.7,code=0.3")
         if name not in known:
             raise ZephyraError(f"unknown domain '{name}'", hint=did_you_mean(name, {AUTO, NONE, *known}))
         if name in weights:

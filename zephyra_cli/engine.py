@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from zephyra_cli.backends.protocol import GenerationUsage, Job
 from zephyra_cli.domain import AUTO, parse_domain
-from zephyra_cli.routing import Decision, chosen, routed
+from zephyra_cli.routing import UNROUTED, Decision, chosen, routed
 from zephyra_cli.text import AnswerText, encode
 from zephyra_fusion import __version__
-from zephyra_fusion.router import NONE
 from zephyra_fusion.types import Message, Route, SamplingParams, Segment
 
 if TYPE_CHECKING:
@@ -242,7 +241,9 @@ class Engine:
         self.backend.close()
 
     def _decide(self, request: Request) -> Decision:
-        domain = request.domain or (AUTO if self.pack.router else NONE)
+        if request.domain is None and self.pack.router is None:
+            return UNROUTED
+        domain = AUTO if request.domain is None else request.domain
         weights = parse_domain(domain, self.pack.adapters)
         if weights is not None:
             return chosen(domain, weights)

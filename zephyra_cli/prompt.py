@@ -10,6 +10,7 @@ from pathlib import Path
 
 from zephyra_fusion.errors import ZephyraError
 
+STANDARD_INPUT = Path("-")  # as a file's name, or as the whole prompt
 MOST_BYTES = 16 * 2**20  # of one source; an endless pipe must not fill the memory
 SILENCE_S = 3.0  # how long an argument waits for the first byte of a pipe that may be inherited and never written to
 
@@ -17,14 +18,24 @@ SILENCE_S = 3.0  # how long an argument waits for the first byte of a pipe that 
 def read_prompt(argument: str | None, files: Sequence[Path] = (), optional: bool = False) -> str:
     """Argument, standard input and files, joined by blank lines. ZephyraError: binary, no UTF-8, nothing there.
 
+    "-" as the argument or among the files is standard input, read in that place and waited for.
     `optional`: nothing there is the empty text, and a silent pipe is not waited for.
     """
+    among_files = STANDARD_INPUT in files
+    asked = among_files or argument == str(STANDARD_INPUT)
+    given = None if argument == str(STANDARD_INPUT) else argument
     parts = []
-    if argument is not None:
-        parts.append(decode(os.fsencode(argument), "the prompt"))
-    if (piped := _standard_input(may_be_silent=optional or argument is not None or bool(files))) is not None:
-        parts.append(decode(piped, "standard input"))
-    parts += [read_text(path) for path in files]
+    if given is not None:
+        parts.append(decode(os.fsencode(given), "the prompt"))
+    data = _standard_input(may_be_silent=not asked and (optional or given is not None or bool(files)))
+    if asked and data is None:
+        raise ZephyraError(
+            "'-' is standard input, and nothing is piped into it", hint="as in: zephyra generate - < FILE"
+        )
+    piped = "" if data is None else decode(data, "standard input")
+    if not among_files:
+        parts.append(piped)
+    parts += [piped if path == STANDARD_INPUT else read_text(path) for path in files]
     prompt = "\n\n".join(part for part in parts if part.strip())
     if not prompt and not optional:
         raise ZephyraError("the prompt is empty", hint='as in: zephyra generate "list all files", or pipe it in')

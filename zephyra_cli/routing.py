@@ -9,14 +9,15 @@ from typing import Any
 from zephyra_fusion.router import NONE
 from zephyra_fusion.types import Route
 
-USER, STICKY, ROUTER = "user", "sticky", "router"
+USER, STICKY, ROUTER, MODEL = "user", "sticky", "router", "model"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """Who answers, by whose choice (`user`, `sticky`, `router`) and why; `route` is what the router said, if asked.
+    """Who answers, by whose choice (`user`, `sticky`, `router`, `model`) and why.
 
-    `reread_tokens`: tokens of the conversation that this choice makes the engine read, and staying would not have.
+    `route` is what the router said, if asked. `reread_tokens`: tokens of the conversation that this choice makes the
+    engine read, and staying would not have.
     """
 
     weights: Mapping[str, float]
@@ -32,6 +33,9 @@ class Decision:
 def chosen(domain: str, weights: Mapping[str, float]) -> Decision:
     """The user's word, as `-d` takes it, goes before all else."""
     return Decision(weights=weights, by=USER, reason=f"you chose {domain}")
+
+
+UNROUTED = Decision(weights={}, by=MODEL, reason="the model has no router: the base answers")
 
 
 def routed(route: Route) -> Decision:

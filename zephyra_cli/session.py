@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from zephyra_cli.conversations import Turn
 from zephyra_cli.domain import AUTO, parse_domain
 from zephyra_cli.engine import Answer, Engine, Request
-from zephyra_cli.routing import USER, Decision, SwitchPolicy, chosen
+from zephyra_cli.routing import UNROUTED, USER, Decision, SwitchPolicy, chosen
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.router import NONE
 from zephyra_fusion.types import Message, Route, SamplingParams
@@ -108,6 +108,8 @@ class Session:
 
     def _decide(self, question: str) -> Decision:
         weights = parse_domain(self.domain, self.engine.pack.adapters)
+        if self.domain == NONE and self.engine.pack.router is None:
+            return UNROUTED
         if weights is not None:
             return chosen(self.domain, weights)
         messages = self._rendered(self.context, question)

@@ -104,6 +104,13 @@ def load(options: Mapping[str, Any]) -> Settings:
     return Settings(**{name: value for source in sources(options) for name, value in source.values.items()})
 
 
+def require_network(what: str, offline: bool | None = None) -> None:
+    """ZephyraError: the settings, or the option `offline`, forbid the network that `what` needs."""
+    if load({"offline": offline}).offline:
+        hint = "zephyra config shows where that is set" if offline is None else "leave --offline out"
+        raise ZephyraError(f"the network is forbidden (offline), and {what} needs it", hint=hint)
+
+
 def sources(options: Mapping[str, Any]) -> Sequence[Source]:
     """All that speaks of settings, the weakest first. ZephyraError: an unknown name, a value of the wrong kind."""
     given = {name: value for name, value in options.items() if value is not None}

@@ -79,6 +79,8 @@ def find(reference: str, *, offline: bool = False) -> Pack:
     """The model that `-m` means: a name, a pack's folder, or a bare .gguf. ZephyraError: there is none."""
     if reference.startswith("hf:"):
         return _from_hub(reference, offline=offline)
+    if not reference:
+        raise ZephyraError("the model's name is empty", hint=f"the default is {DEFAULT_MODEL}; see zephyra models")
     if _is_name(reference):
         if reference == DEFAULT_MODEL and not (home() / "models" / reference).exists():  # no scan on the usual way
             if (root := embedded()) is not None:

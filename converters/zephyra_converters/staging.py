@@ -63,6 +63,8 @@ def _remove_leftovers(target: Path) -> None:
 
 
 def _alive(process: int) -> bool:
+    if os.name == "nt":  # there, signal 0 is Ctrl-C and not a question: who knows?
+        return True
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):

@@ -15,12 +15,19 @@ from tests.conftest import write
     ("arguments", "stdin", "message", "hint"),
     [
         (["-d", "shel", "hi"], b"", "unknown domain 'shel'", "did you mean 'shell'?"),
+        (["-d", "", "hi"], b"", "unknown domain ''", "known: auto"),
+        (["-m", "zephyra-nan", "hi"], b"", "model 'zephyra-nan' is not installed", "did you mean 'zephyra-nano'?"),
+        (["-m", "", "hi"], b"", "the model's name is empty", "zephyra models"),
+        (["-m", "gone.gguf", "hi"], b"", "model 'gone.gguf' is not installed", ""),
+        (["-m", "./gone", "hi"], b"", "'gone' does not exist", ""),
         (["-d", "shell=nan", "hi"], b"", "weight of 'shell' is nan", "0 to 100"),
         (["-d", "shell=-1", "hi"], b"", "weight of 'shell' is -1.0", "0 to 100"),
         (["-d", "shell=much", "hi"], b"", "weight of 'shell' is 'much', not a number", ""),
         ([""], b"", "the prompt is empty", "zephyra generate"),
         ([], b"", "the prompt is empty", ""),
         ([], b" \n\n", "the prompt is empty", ""),
+        (["-"], b"", "the prompt is empty", ""),
+        (["-f", ".", "hi"], b"", "cannot read '.': Is a directory", ""),
         ([], b"caf\xe9!", "standard input is not valid UTF-8: byte 0xe9 at offset 3", "iconv"),
         ([], b"\x7fELF\x02\x00\x01", "standard input is binary: a zero byte at offset 5", ""),
         (["-f", "gone.txt"], b"", "cannot read 'gone.txt': No such file", ""),
@@ -54,6 +61,9 @@ def test_bad_input_is_an_error_with_status_1(
         "generate --raw -s x y",
         "route --input a b",
         "generate --backend gpt x",
+        "generate --schema {} --grammar x y",
+        "generate two prompts",
+        "generate -n 1.5 x",
     ],
 )
 def test_wrong_usage_is_status_2(zephyra: Run, arguments: str) -> None:
@@ -109,7 +119,29 @@ def test_an_adapter_of_another_base_is_refused(
     write(root / "adapters" / "sql.gguf", keys, lora)
     assert zephyra("generate", "-m", root, "-n", 1, "-d", "shell", "hi").returncode == 0
     run = zephyra("generate", "-m", root, "-d", "sql", "hi")
-    assert run.returncode == 1 and run.stderr.startswith(b"error: ") and b"Traceback" not in run.stderr
+    assert (run.returncode, run.stdout) == (1, b"") and b"Traceback" not in run.stderr
+    assert run.stderr.startswith(b"error: the adapter ") and b"does not fit the base" in run.stderr
+
+
+@pytest.mark.parametrize("damage", ["gone", "empty", "cut", "bits"])
+@pytest.mark.parametrize("name", ["zephyra.json", "base.gguf", "adapters/sql.gguf", "router.gguf"])
+def test_a_damaged_file_of_a_pack_is_named(
+    zephyra: Run, change_pack: Callable[..., Path], home: Path, name: str, damage: str
+) -> None:
+    """Each file of a pack, each kind of damage; nothing is answered and nothing kept."""
+    root = change_pack()
+    whole = (root / name).read_bytes()
+    if damage == "gone":
+        (root / name).unlink()
+    else:
+        damaged = {"empty": b"", "cut": whole[: len(whole) // 2], "bits": whole[:8] + b"\xff" * 64 + whole[72:]}
+        (root / name).write_bytes(damaged[damage])
+    domain = "auto" if name == "router.gguf" else "sql"
+    run = zephyra("generate", "-m", root, "-d", domain, "--json", "hi")
+    assert (run.returncode, run.stdout) == (1, b""), run.stderr
+    said = run.stderr.decode()
+    assert said.startswith("error: ") and Path(name).name in said and "Traceback" not in said
+    assert not (home / "conversations.db").exists()
 
 
 def test_a_router_of_other_labels_is_refused(zephyra: Run, change_pack: Callable[..., Path]) -> None:

@@ -144,7 +144,7 @@ def test_a_full_disk_keeps_what_is_whole(zephyra: Run, tiny_pack: Path, tmp_path
     ("arguments", "status", "said"),
     [
         (["--input", "missing.jsonl"], 1, "cannot read 'missing.jsonl'"),
-        (["--input", "/dev/null"], 1, "'/dev/null' is no file"),
+        (["--input", "/dev/null"], 1, "'/dev/null' is neither a file nor a pipe"),
         (["--output", "x"], 2, "--output is where the answers to --input go"),
         (["--input", "x", "hi"], 2, "--input excludes a PROMPT"),
     ],
@@ -153,6 +153,22 @@ def test_bad_usage(arguments: list[str], status: int, said: str, zephyra: Run, t
     done = zephyra("generate", "-m", tiny_pack, *arguments)
     assert done.returncode == status
     assert said in " ".join(done.stderr.decode().replace("│", " ").split())
+
+
+@pytest.mark.parametrize("given", ["-", "/dev/stdin", "file"])
+def test_prompts_come_from_a_pipe_and_answers_go_to_one(
+    given: str, zephyra: Run, tiny_pack: Path, tmp_path: Path
+) -> None:
+    lines = b'{"prompt": "list files"}\n{"prompt": "SELECT"}\n'
+    (tmp_path / "in.jsonl").write_bytes(lines)
+    source = tmp_path / "in.jsonl" if given == "file" else given
+    arguments = ("generate", "-m", tiny_pack, "-n", 2, "--input", source)
+    run = zephyra(*arguments, "--output", "-", stdin=lines)
+    texts = [json.loads(line)["text"] for line in run.stdout.splitlines()]
+    assert run.returncode == 0 and len(texts) == 2
+    target = tmp_path / "out.jsonl"
+    assert zephyra(*arguments, "--output", target, stdin=lines).returncode == 0
+    assert [record["text"] for record in records(target)] == texts
 
 
 def test_an_output_belongs_to_its_input(tmp_path: Path) -> None:
@@ -171,8 +187,9 @@ def test_an_output_belongs_to_its_input(tmp_path: Path) -> None:
         Output(target, {"input": "a"})
     with pytest.raises(ZephyraError, match="cannot write .*No such file"):
         Output(tmp_path / "nowhere" / "out.jsonl", {})
-    with pytest.raises(ZephyraError, match="cannot write .*directory"):
-        Output(tmp_path, {})
+    for folder in (tmp_path, Path("."), Path("/")):
+        with pytest.raises(ZephyraError, match="cannot write .*directory"):
+            Output(folder, {})
 
 
 def test_cut_at_any_byte_it_comes_out_whole(tmp_path: Path) -> None:

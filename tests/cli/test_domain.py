@@ -29,7 +29,8 @@ def test_what_the_option_means(text: str, weights: dict[str, float] | None) -> N
     [
         ("shel", "unknown domain 'shel'", "did you mean 'shell'"),
         ("", "unknown domain ''", "known: auto"),
-        ("auto=1", "unknown domain|auto", ""),
+        ("auto=1", "'auto' stands alone", "law=0.7"),
+        ("shell=1,none=0", "'none' stands alone", ""),
         ("shell,sql", "no weight", "law=0.7"),
         ("shell=1,", "unknown domain ''", ""),
         ("shell=", "'', not a number", ""),

@@ -107,6 +107,7 @@ def test_a_bare_gguf_uses_its_own_template(zephyra: Run, tiny_gguf: Path, tiny_p
     base = json.loads(zephyra("generate", "-m", tiny_pack, "-d", "none", "-n", 8, "--json", "hello").stdout)
     assert bare["text"] == base["text"] and bare["usage"] == base["usage"]
     assert (bare["model"], bare["route"]) == ("base", None)
+    assert bare["decision"]["by"] == "model" and "no router" in bare["decision"]["reason"]
     assert zephyra("generate", "-m", tiny_gguf, "-d", "auto", "hi").returncode == 1
 
 

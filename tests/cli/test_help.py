@@ -6,6 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:  # as a program, this file stands alone
+    from tests.cli.process import Run
 
 SNAPSHOT = Path(__file__).with_name("help.txt")
 COMMANDS = [
@@ -28,6 +34,10 @@ COMMANDS = [
     "models verify",
     "models clean",
     "domains",
+    "domains add",
+    "domains remove",
+    "domains merge",
+    "domains prune",
     "convert",
     "train",
     "eval",
@@ -65,9 +75,24 @@ def test_the_help_fits_the_truth() -> None:
 
 
 def test_every_command_is_in_the_snapshot() -> None:
-    from zephyra_cli.command_line import COMMANDS as EXISTING
+    from zephyra_cli.command_line import command_line
 
-    assert set(EXISTING) == {command.split()[0] for command in COMMANDS if command}
+    root = command_line()
+    context = root.context_class(root)
+    existing = {""}
+    for name in root.list_commands(context):
+        command = root.get_command(context, name)
+        existing |= {name, *(f"{name} {inner}" for inner in getattr(command, "commands", ()))}
+    assert existing == set(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("asked", "same"),
+    [("-h", "--help"), ("help", "--help"), ("domains add -h", "domains add --help"), ("help log", "log --help")],
+)
+def test_help_is_asked_for_as_elsewhere(zephyra: Run, asked: str, same: str) -> None:
+    run, wanted = zephyra(*asked.split()), zephyra(*same.split())
+    assert (run.returncode, run.stdout, run.stderr) == (0, wanted.stdout, b"") and b"Usage: zephyra" in run.stdout
 
 
 if __name__ == "__main__":

@@ -29,6 +29,32 @@ def test_argument_input_and_files_are_joined_by_blank_lines(pipe: int, tmp_path:
     assert read_prompt("argument", [tmp_path / "a.txt"]) == "argument\n\npiped\n\nfile a"
 
 
+@pytest.mark.parametrize(
+    ("argument", "files", "whole"),
+    [
+        ("-", [], "piped"),
+        ("-", ["a.txt"], "piped\n\nfile a"),
+        ("argument", ["a.txt", "-", "a.txt"], "argument\n\nfile a\n\npiped\n\nfile a"),
+    ],
+)
+def test_a_dash_is_standard_input(
+    pipe: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argument: str, files: list[str], whole: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("file a\n")
+    os.write(pipe, b"piped\n")
+    os.close(pipe)
+    assert read_prompt(argument, [Path(file) for file in files]) == whole
+
+
+def test_a_dash_with_nothing_piped_in_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open(os.devnull) as device:
+        monkeypatch.setattr(sys, "stdin", device)
+        for argument, files in (("-", []), ("argument", [Path("-")])):
+            with pytest.raises(ZephyraError, match="'-' is standard input"):
+                read_prompt(argument, files)
+
+
 def test_the_piped_text_alone(pipe: int) -> None:
     os.write(pipe, "naïve\r\n".encode())
     os.close(pipe)

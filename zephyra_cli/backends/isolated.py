@@ -158,7 +158,8 @@ class IsolatedBackend:
             if wish == "open":
                 raise
             try:
-                self._process.send_signal(signal.SIGINT)  # ends a token or a long prompt early
+                if os.name != "nt":  # there, Ctrl-C goes to both of us
+                    self._process.send_signal(signal.SIGINT)  # ends a token or a long prompt early
                 while self._frames.waiting:
                     with suppress(ZephyraError, RuntimeError):
                         self._answer()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from zephyra_cli.commands.options import Json
+from zephyra_cli.commands.options import Json, Offline
 from zephyra_fusion.errors import ZephyraError
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def convert(
         bool, typer.Option("--dry-run", help="Read headers alone: what would be written, how large, what is refused.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing target.")] = False,
+    offline: Offline = None,
     json: Json = False,
 ) -> None:
     """Convert checkpoints, adapters and packs.
@@ -99,7 +100,7 @@ def convert(
             calibration=calibration,
             verify_text=verify_text,
             to=to,
-            base=_local(base, dry_run, remote) if base is not None else None,
+            base=_local(base, dry_run, offline, remote) if base is not None else None,
             adapters=adapters,
             router=router,
             draft=draft,
@@ -109,7 +110,7 @@ def convert(
             force=force,
             progress=progress,
         )
-        report = run(_local(source, dry_run, remote), target, options)
+        report = run(_local(source, dry_run, offline, remote), target, options)
     if json:
         ui.write_json({**report.to_dict(), "source": str(source), "machine_memory": usable_memory()})
         return
@@ -129,7 +130,7 @@ def convert(
     ui.note(f"{'would write' if dry_run else 'wrote'} {report.target}")
 
 
-def _local(path: Path, dry_run: bool, opened: ExitStack) -> Path:
+def _local(path: Path, dry_run: bool, offline: bool | None, opened: ExitStack) -> Path:
     """The path itself; of what is on the hub, a folder without its weights."""
     if not str(path).startswith("hf:"):
         return path
@@ -137,8 +138,10 @@ def _local(path: Path, dry_run: bool, opened: ExitStack) -> Path:
         raise ZephyraError(
             f"'{path}' is on the hub", hint=f"--dry-run looks at it there; zephyra pull {path} fetches it"
         )
+    from zephyra_cli import settings
     from zephyra_cli.hollow import hollow_folder
 
+    settings.require_network("a look at the hub", offline)
     return opened.enter_context(hollow_folder(str(path)))
 
 

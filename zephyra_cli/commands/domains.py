@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from zephyra_cli.commands.options import Json, Model, subcommand_follows
+from zephyra_cli.commands.options import Json, Model, Offline, subcommand_follows
 
 if TYPE_CHECKING:
     from zephyra_cli.pack import Pack
@@ -18,13 +18,13 @@ Rank = Annotated[int | None, typer.Option("--rank", metavar="R", help="Highest r
 
 
 @domains.callback(invoke_without_command=True)
-def list_domains(context: typer.Context, model: Model = None, json: Json = False) -> None:
+def list_domains(context: typer.Context, model: Model = None, json: Json = False, offline: Offline = None) -> None:
     """List the specialists of a model."""
     if subcommand_follows(context):
         return
     from zephyra_cli import ui
 
-    pack = _pack(model)
+    pack = _pack(model, offline)
     routed = pack.routed
     if json:
         found = {
@@ -62,6 +62,7 @@ def add(
         bool, typer.Option("--verify/--no-verify", help="Compare the converted adapter with its source.")
     ] = True,
     json: Json = False,
+    offline: Offline = None,
 ) -> None:
     """Let a specialist join a model: its adapter, and examples from which the router learns it.
 
@@ -72,7 +73,7 @@ def add(
     from zephyra_cli.progress import Progress
     from zephyra_fusion.router import NONE
 
-    pack = _pack(model)
+    pack = _pack(model, offline)
     known = {*pack.adapters, NONE}
     labelled = read_examples(others) if others else []
     if unknown := sorted({example.domain for example in labelled} - known):
@@ -80,7 +81,7 @@ def add(
     prompts = read_prompts(examples) if examples else []
     newcomer = specialists.Newcomer(
         name=name,
-        adapter=_adapter(adapter, pack),
+        adapter=_adapter(adapter, pack, offline),
         prompts=prompts,
         others=labelled,
         description=description,
@@ -169,14 +170,14 @@ def prune(
         ui.write(ui.table([("DOMAIN", "RANK", "SQUARED NORM LOST"), *rows], right=(1, 2)))
 
 
-def _pack(model: str | None) -> Pack:
+def _pack(model: str | None, offline: bool | None = None) -> Pack:
     from zephyra_cli import settings, store
 
-    chosen = settings.load({"model": model})
+    chosen = settings.load({"model": model, "offline": offline})
     return store.find(chosen.model, offline=chosen.offline)
 
 
-def _adapter(reference: str, pack: Pack) -> Path:
+def _adapter(reference: str, pack: Pack, offline: bool | None) -> Path:
     """Where the adapter lies, fetched if need be. ZephyraError: nowhere."""
     from zephyra_cli import settings, ui
     from zephyra_cli.progress import Progress
@@ -187,8 +188,7 @@ def _adapter(reference: str, pack: Pack) -> Path:
         if not path.exists():
             raise ZephyraError(f"there is no adapter '{path}'")
         return path
-    if settings.load({}).offline:
-        raise ZephyraError(f"'{reference}' is on the hub, and the network is forbidden (offline)")
+    settings.require_network(f"'{reference}'", offline)
     from zephyra_cli.pull import pull
 
     with Progress(bytes=True) as progress:

@@ -95,6 +95,8 @@ def generate(
         raise typer.BadParameter("--output is where the answers to --input go")
     if input is not None and (prompt is not None or file or template or extract or json or stream_json):
         raise typer.BadParameter("--input excludes a PROMPT, --file, --template, --extract, --json and --stream-json")
+    if schema is not None and grammar is not None:
+        raise typer.BadParameter("--schema and --grammar exclude each other")
     if extract and (json or stream_json):
         raise typer.BadParameter("--extract excludes --json and --stream-json")
     if set and template is None:
@@ -114,7 +116,7 @@ def generate(
     if input is not None:
         system_first = (Message("system", chosen.system),) if chosen.system and not raw else ()
         base = Request(messages=system_first, params=params, raw=raw, domain=chosen.domain, stop=tuple(stop or ()))
-        _answer_many(pack, chosen, base, input, output)
+        _answer_many(pack, chosen, base, input, None if output == Path("-") else output)
         return
     with Waiting("reading standard input", silent=chosen.plain or prompt is not None or bool(file)):
         text = read_prompt(prompt, file or (), optional=stored is not None and not stored.takes_input)

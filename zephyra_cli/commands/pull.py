@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from zephyra_cli.commands.options import Json
+from zephyra_cli.commands.options import Json, Offline
 
 
 def pull(
@@ -21,6 +21,7 @@ def pull(
         str | None,
         typer.Option("--base", metavar="MODEL", help="The installed base of an adapter, to check that it fits."),
     ] = None,
+    offline: Offline = None,
     json: Json = False,
 ) -> None:
     """Fetch a model or an adapter from the Hugging Face Hub.
@@ -32,10 +33,8 @@ def pull(
     from zephyra_cli import settings, ui
     from zephyra_cli.progress import Progress
     from zephyra_cli.pull import pull as run
-    from zephyra_fusion.errors import ZephyraError
 
-    if settings.load({}).offline:
-        raise ZephyraError("the network is forbidden (offline), and a pull needs it", hint="unset ZEPHYRA_OFFLINE")
+    settings.require_network("a pull", offline)
     with Progress(bytes=True) as progress:
         pulled = run(reference, name=name, base=base, progress=progress, note=ui.note)
     if json:

@@ -23,10 +23,8 @@ def push(
     """
     from zephyra_cli import settings, ui
     from zephyra_cli.push import push as run
-    from zephyra_fusion.errors import ZephyraError
 
-    if settings.load({}).offline:
-        raise ZephyraError("the network is forbidden (offline), and a push needs it", hint="unset ZEPHYRA_OFFLINE")
+    settings.require_network("a push")
     pushed = run(pack, to, private=private, message=message, note=ui.note)
     if json:
         ui.write_json(

@@ -52,10 +52,11 @@ def _prompts(path: Path) -> Iterator[str]:
     """The prompts of a JSON-lines file, read line by line. ZephyraError names the line that is none."""
     import json
 
+    from zephyra_cli.batch_file import stream
     from zephyra_fusion.errors import ZephyraError
 
     try:
-        with path.open("rb") as file:
+        with stream(path) as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
