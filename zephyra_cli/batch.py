@@ -56,6 +56,8 @@ class Batch:
     base: Request
     source: Path
     target: Path | None
+    at_once: int | None = None
+    """Prompts that are computed together, at most."""
     fresh_seeds: bool = False
     """Whether a sampled line without a seed draws one of its own."""
     failed: int = 0
@@ -121,7 +123,7 @@ class Batch:
             jobs.append(job)
             running.append(_Answering(place, line, own_id, request, decision, AnswerText(request.stop)))
         start = time.perf_counter()
-        with closing(self.engine.backend.generate_many(jobs)) as events:
+        with closing(self.engine.backend.generate_many(jobs, self.at_once)) as events:
             event = next(events, None)
             while event is not None:
                 answering, said = running[event[0]], event[1]

@@ -71,12 +71,12 @@ class Child:
         self.stop()
         self._running = self.backend.generate(prompt, SamplingParams(**params))
 
-    def generate_many(self, jobs: Sequence[Mapping[str, Any]]) -> None:
+    def generate_many(self, jobs: Sequence[Mapping[str, Any]], at_once: int | None = None) -> None:
         self.stop()
         listed = [
             Job(prompt=job["prompt"], params=SamplingParams(**job["params"]), weights=job["weights"]) for job in jobs
         ]
-        self._running = self.backend.generate_many(listed)
+        self._running = self.backend.generate_many(listed, at_once)
 
     def next(self, enough: bool | None = None) -> Any:
         """A token, or a job's number with its token or error; None: the generation has ended, or was interrupted."""

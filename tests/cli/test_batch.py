@@ -77,11 +77,13 @@ def test_each_line_gets_its_answer_or_its_error(zephyra: Run, tiny_pack: Path, t
 def test_the_texts_are_those_of_single_runs(zephyra: Run, tiny_pack: Path, tmp_path: Path) -> None:
     """On both backends, all domains mixed. (The tiny model is F32: no near tie depends on the batch.)"""
     source = write_input(tmp_path / "in.jsonl", 24)
-    options = ["-m", tiny_pack, "-n", "8", "--input", source, "--output"]
+    options = ["-m", tiny_pack, "-n", "8", "--input", source]
     for backend in "llama", "torch":
-        done = zephyra("generate", "--backend", backend, *options, tmp_path / backend)
+        done = zephyra("generate", "--backend", backend, *options, "--output", tmp_path / backend)
         assert done.returncode == 0, done.stderr
     assert answers(tmp_path / "torch") == answers(tmp_path / "llama")
+    alone = zephyra("generate", *options, "--parallel", "1", "--output", tmp_path / "alone")
+    assert alone.returncode == 0 and answers(tmp_path / "alone") == answers(tmp_path / "llama")
     found = records(tmp_path / "llama")
     assert len({json.dumps(record["route"]["weights"]) for record in found}) > 1, "the test is about mixes"
     for number in 0, 7, 23:
@@ -147,6 +149,8 @@ def test_a_full_disk_keeps_what_is_whole(zephyra: Run, tiny_pack: Path, tmp_path
         (["--input", "/dev/null"], 1, "'/dev/null' is neither a file nor a pipe"),
         (["--output", "x"], 2, "--output is where the answers to --input go"),
         (["--input", "x", "hi"], 2, "--input excludes a PROMPT"),
+        (["--parallel", "2", "hi"], 2, "--parallel is for the prompts of --input"),
+        (["--input", "x", "--parallel", "0"], 2, "0 is not in the range"),
     ],
 )
 def test_bad_usage(arguments: list[str], status: int, said: str, zephyra: Run, tiny_pack: Path) -> None:

@@ -119,7 +119,7 @@ class FusionBackend(LocalBackend):
     def _ends_answer(self, token_id: int) -> bool:
         return token_id in self._checkpoint.config.eos_token_ids
 
-    def generate_many(self, jobs: Sequence[Job]) -> Generator[Event, bool | None, None]:
+    def generate_many(self, jobs: Sequence[Job], at_once: int | None = None) -> Generator[Event, bool | None, None]:
         """Sequences of all mixes side by side: every row of the batch has its own adapters."""
         from zephyra_cli.backends.fusion_rows import FusionRows
 
@@ -138,7 +138,7 @@ class FusionBackend(LocalBackend):
             ready.append((index, job.prompt, _module_weights(mix), choice, left))
         try:
             if ready:
-                yield from FusionRows(self._model, MOST_ROWS, self.stop_ids).run(ready)
+                yield from FusionRows(self._model, at_once or MOST_ROWS, self.stop_ids).run(ready)
         finally:
             if self._model is not None:
                 self._on = (("", 0.0),)  # no mix: the next one is switched on whatever it is

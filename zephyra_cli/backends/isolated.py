@@ -105,13 +105,13 @@ class IsolatedBackend:
         finally:
             self._stop(turn)
 
-    def generate_many(self, jobs: Sequence[Job]) -> Generator[Event, bool | None, None]:
+    def generate_many(self, jobs: Sequence[Job], at_once: int | None = None) -> Generator[Event, bool | None, None]:
         self._turn += 1
         turn, enough = self._turn, None
         listed = [
             {"prompt": list(job.prompt), "params": asdict(job.params), "weights": dict(job.weights)} for job in jobs
         ]
-        self._ask("generate_many", jobs=listed)
+        self._ask("generate_many", jobs=listed, at_once=at_once)
         try:
             while (event := self._next(turn, enough)) is not None:
                 number, outcome = event

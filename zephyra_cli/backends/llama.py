@@ -175,7 +175,7 @@ class LlamaBackend(LocalBackend):
     def _ends_answer(self, token_id: int) -> bool:
         return self._vocabulary.ends_answer(token_id)
 
-    def generate_many(self, jobs: Sequence[Job]) -> Generator[Event, bool | None, None]:
+    def generate_many(self, jobs: Sequence[Job], at_once: int | None = None) -> Generator[Event, bool | None, None]:
         """In contexts of their own: the caches of the conversations stay as they are."""
         groups: dict[Mix, list[tuple[int, Job]]] = {}
         for index, job in enumerate(jobs):
@@ -192,7 +192,8 @@ class LlamaBackend(LocalBackend):
             def open_context(size: int, count: int, adapters: Loaded = loaded) -> SlotContext:
                 return SlotContext(self._lib, self._model, self._settings, adapters, size, count)
 
-            yield from Slots(open_context, self._sampler, self._ends_answer, self.context_length).run(group)
+            slots = Slots(open_context, self._sampler, self._ends_answer, self.context_length, at_once)
+            yield from slots.run(group)
 
     def _sampler(self, job: Job) -> Sampler:
         constraint = self._constraint(job.params)

@@ -127,11 +127,13 @@ class Backend(Protocol):
         """
         ...
 
-    def generate_many(self, jobs: Sequence[Job]) -> Generator[Event, bool | None, None]:
+    def generate_many(self, jobs: Sequence[Job], at_once: int | None = None) -> Generator[Event, bool | None, None]:
         """Continue many prompts at once: every token as it comes with the number of its job, in no order of the jobs.
 
         A job ends with a token that has a `finish_reason`, or with the error that it alone had; sending True in answer
         to a token ends its job there. The adapters must be resident. Closing the generator early is allowed.
+        at_once: sequences computed together, at most; default: as many as pay. What is computed together may differ
+        in the last bits of its logits, so in a near tie: 1 gives what `generate` gives that has nothing cached.
         """
         ...
 

@@ -109,6 +109,7 @@ class Slots:
     """Runs the jobs of one mix.
 
     open: makes the context for (size, count). sampler: makes a job's sampler. ends: whether a token ends an answer.
+    limit: tokens of a sequence. most: sequences at once.
     """
 
     def __init__(
@@ -117,13 +118,15 @@ class Slots:
         sampler: Callable[[Job], Sampler],
         ends: Callable[[int], bool],
         limit: int,
+        most: int | None = None,
     ) -> None:
         self._open, self._sampler, self._ends, self._limit = open, sampler, ends, limit
+        self._most = most or MOST_SLOTS
 
     def run(self, jobs: Sequence[tuple[int, Job]]) -> Generator[Event, bool | None, None]:
         """Every job's tokens as they come, by its number. Sending True ends that job's answer there."""
         size = max(min(self._limit, len(job.prompt) + job.params.max_tokens) for _, job in jobs)
-        context = self._context(size, max(1, min(MOST_SLOTS, len(jobs), MOST_CELLS // size)))
+        context = self._context(size, max(1, min(self._most, len(jobs), MOST_CELLS // size)))
         waiting, running = deque(jobs), dict[int, _Running]()
         try:
             while waiting or running:

@@ -58,6 +58,14 @@ def generate(
         Path | None,
         typer.Option("--output", metavar="FILE.jsonl", help="Where their results go, in order. [default: stdout]"),
     ] = None,
+    parallel: Annotated[
+        int | None,
+        typer.Option(
+            "--parallel",
+            min=1,
+            help="Prompts of --input computed together; 1: exactly the texts of single runs. [default: as pays]",
+        ),
+    ] = None,
     backend: opt.Backend = None,
     device: opt.Device = None,
     threads: opt.Threads = None,
@@ -93,6 +101,8 @@ def generate(
         raise typer.BadParameter("--json and --stream-json exclude each other")
     if output is not None and input is None:
         raise typer.BadParameter("--output is where the answers to --input go")
+    if parallel is not None and input is None:
+        raise typer.BadParameter("--parallel is for the prompts of --input")
     if input is not None and (prompt is not None or file or template or extract or json or stream_json):
         raise typer.BadParameter("--input excludes a PROMPT, --file, --template, --extract, --json and --stream-json")
     if schema is not None and grammar is not None:
@@ -116,7 +126,7 @@ def generate(
     if input is not None:
         system_first = (Message("system", chosen.system),) if chosen.system and not raw else ()
         base = Request(messages=system_first, params=params, raw=raw, domain=chosen.domain, stop=tuple(stop or ()))
-        _answer_many(pack, chosen, base, input, None if output == Path("-") else output)
+        _answer_many(pack, chosen, base, input, None if output == Path("-") else output, parallel)
         return
     with Waiting("reading standard input", silent=chosen.plain or prompt is not None or bool(file)):
         text = read_prompt(prompt, file or (), optional=stored is not None and not stored.takes_input)
@@ -142,7 +152,9 @@ def generate(
     )
 
 
-def _answer_many(pack: Pack, chosen: Settings, base: Request, source: Path, target: Path | None) -> None:
+def _answer_many(
+    pack: Pack, chosen: Settings, base: Request, source: Path, target: Path | None, at_once: int | None
+) -> None:
     """`base` has all that a line does not say."""
     from zephyra_cli import ui
     from zephyra_cli.batch import Batch
@@ -151,7 +163,8 @@ def _answer_many(pack: Pack, chosen: Settings, base: Request, source: Path, targ
 
     with Waiting(f"loading {pack.name}"):
         engine = Engine.open(pack, chosen)
-    batch = Batch(engine, base, source, target, fresh_seeds=chosen.seed is None and base.params.temperature > 0)
+    fresh_seeds = chosen.seed is None and base.params.temperature > 0
+    batch = Batch(engine, base, source, target, at_once, fresh_seeds)
     try:
         with Progress() as progress:
             batch.run(progress)

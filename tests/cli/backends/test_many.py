@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from zephyra_cli.backends import fusion, slots
+from zephyra_cli import store
+from zephyra_cli.backends import slots
+from zephyra_cli.backends.llama import LlamaBackend
 from zephyra_cli.backends.protocol import Backend, Job
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.types import SamplingParams, Token
@@ -35,9 +37,9 @@ def one_by_one(backend: Backend, jobs: Sequence[Job]) -> list[list[Token]]:
     return answers
 
 
-def at_once(backend: Backend, jobs: Sequence[Job]) -> list[list[Token]]:
+def at_once(backend: Backend, jobs: Sequence[Job], most: int | None = None) -> list[list[Token]]:
     answers: list[list[Token]] = [[] for _ in jobs]
-    for index, token in backend.generate_many(jobs):
+    for index, token in backend.generate_many(jobs, most):
         assert isinstance(token, Token)
         answers[index].append(token)
     return answers
@@ -54,9 +56,28 @@ def test_a_slot_is_taken_again_and_one_slot_is_enough(backend: Backend, monkeypa
     expected = one_by_one(backend, jobs)
     for most, short in (1, 1024), (3, 1024), (3, 0):
         monkeypatch.setattr(slots, "SHORT", short)
-        monkeypatch.setattr(slots, "MOST_SLOTS", most)
-        monkeypatch.setattr(fusion, "MOST_ROWS", most)
-        assert at_once(backend, jobs) == expected
+        assert at_once(backend, jobs, most) == expected
+
+
+def test_alone_a_quantized_model_computes_the_same_bits() -> None:
+    """Sampled from the whole distribution of the embedded model, where any difference in a logit shows soon."""
+    pack = store.find("zephyra-nano", offline=True)
+    backend = LlamaBackend(pack.path(pack.base), threads=1)
+    backend.add_adapter("sql", pack.path(pack.adapters["sql"].file))
+    plain = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    jobs = [
+        Job(
+            prompt=backend.encode("count the rows of table " * (1 + 9 * number)),
+            params=SamplingParams(max_tokens=40, seed=number, **plain),
+            weights={"sql": 1.0} if number % 2 else {},
+        )
+        for number in range(6)
+    ]
+    together = at_once(backend, jobs, 1)
+    for job, answer in zip(jobs, together, strict=True):
+        backend.forget()
+        assert one_by_one(backend, [job]) == [answer]
+    backend.close()
 
 
 def test_a_job_has_its_own_error_and_the_others_go_on(backend: Backend) -> None:
