@@ -21,10 +21,7 @@ from zephyra_fusion.errors import ZephyraError, did_you_mean
 
 def check_model(path: Path | str) -> GGUFHeader:
     """The header of a language model that llama.cpp can load and run; ZephyraError names everything that is wrong."""
-    header = read_header(path)
-    if shards := shard_paths(header):
-        header = joined([header, *map(read_header, shards[1:])])
-    return check_header(header)
+    return check_header(_whole(read_header(path)))
 
 
 def check_header(header: GGUFHeader) -> GGUFHeader:
@@ -48,7 +45,13 @@ def check_gguf(path: Path | str, *, base: GGUFHeader | None = None) -> GGUFHeade
         return check_adapter(path, base)
     if header.architecture in CLASSIFIERS:
         return _check(header, CLASSIFIERS, "classifier")
-    return _check(header, DECODERS, "language model")
+    return check_header(_whole(header))
+
+
+def _whole(header: GGUFHeader) -> GGUFHeader:
+    """Of all files of the model, if this is the first of several."""
+    shards = shard_paths(header)
+    return joined([header, *map(read_header, shards[1:])]) if shards else header
 
 
 def _check(header: GGUFHeader, known: Mapping[str, Architecture], wanted: str) -> GGUFHeader:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from struct import Struct
 from struct import error as StructError
@@ -56,12 +56,10 @@ GGML_TYPES: dict[int, tuple[str, int, int]] = {
     42: ("Q2_0", 64, 18),
 }
 
-_SCALARS = {code: Struct("<" + c) for code, c in enumerate("BbHhIif?")} | {
-    10: Struct("<Q"),
-    11: Struct("<q"),
-    12: Struct("<d"),
-}
-_ARRAY_CODES = {code: c for code, c in enumerate("BbHhIifB")} | {10: "Q", 11: "q", 12: "d"}
+# struct's letters by value type; in an array a truth value is a byte
+_LETTERS = {**dict(enumerate("BbHhIif?")), 10: "Q", 11: "q", 12: "d"}
+_SCALARS = {code: Struct("<" + letter) for code, letter in _LETTERS.items()}
+_ARRAY_CODES = {**_LETTERS, 7: "B"}
 _STRING, _ARRAY = 8, 9
 _U32, _U64 = Struct("<I"), Struct("<Q")
 
@@ -97,6 +95,11 @@ class GGUFHeader:
     types: dict[str, int]  # GGUF value type of each key; an array's is 9
     item_types: dict[str, int]  # GGUF value type of the elements of each array
     tensors: dict[str, TensorInfo]
+    parts: dict[str, Path] = field(default_factory=dict)  # of a model over several files: where each tensor lies
+
+    def file_of(self, tensor: str) -> Path:
+        """The file that the tensor's offset counts in."""
+        return self.parts.get(tensor, self.path)
 
     @property
     def architecture(self) -> str:

@@ -31,7 +31,7 @@ def read_gguf(path: Path) -> Checkpoint:
     metadata = text_metadata(header)
     factors = None
     if (info := header.tensors.get("rope_freqs.weight")) is not None:
-        factors = [float(value) for value in tensor_of(path, info).read()]
+        factors = [float(value) for value in tensor_of(header.file_of(info.name), info).read()]
     vocab_size = header.tensors["token_embd.weight"].shape[1]
     with well_formed(path):
         config = config_from_metadata(metadata, vocab_size, frozenset(header.tensors), factors)
@@ -39,8 +39,9 @@ def read_gguf(path: Path) -> Checkpoint:
         tokenizer = tokenizer_files_of(metadata)
     tensors = {}
     for info in header.tensors.values():
-        if not _is_addition(path, info, config):
-            tensors.update({tensor.name: tensor for tensor in _back(path, info, config, header.architecture)})
+        if not _is_addition(header.file_of(info.name), info, config):
+            back = _back(header.file_of(info.name), info, config, header.architecture)
+            tensors.update({tensor.name: tensor for tensor in back})
     check_names(tensors, expected_shapes(config), str(path))
     return Checkpoint(
         config=config,

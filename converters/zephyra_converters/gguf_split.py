@@ -51,4 +51,5 @@ def joined(headers: Sequence[GGUFHeader]) -> GGUFHeader:
     if (told := first.metadata.get("split.tensors.count", len(tensors))) != len(tensors):
         raise ZephyraError(f"{first.path} and its parts have {len(tensors)} tensors, split.tensors.count says {told}")
     metadata = {key: value for key, value in first.metadata.items() if not key.startswith("split.")}
-    return replace(first, metadata=metadata, tensors=tensors)
+    parts = {name: header.path for header in headers for name in header.tensors}
+    return replace(first, metadata=metadata, tensors=tensors, parts=parts)

@@ -39,6 +39,11 @@ def plan_gguf(checkpoint: Checkpoint) -> GGUFPlan:
     config = checkpoint.config
     architecture = arch_for(config)
     if checkpoint.tokenizer is None:
+        if (checkpoint.path / "tekken.json").is_file():
+            raise ZephyraError(
+                f"{checkpoint.path} has Mistral's tekken.json for a tokenizer, which llama.cpp cannot read exactly",
+                hint="with a tokenizer.json beside it, --backend torch runs the folder itself",
+            )
         raise ZephyraError(
             f"{checkpoint.path} has neither tokenizer.json nor tokenizer.model",
             hint="a GGUF carries its vocabulary: put the tokenizer beside it",

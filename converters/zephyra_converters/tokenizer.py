@@ -35,6 +35,10 @@ PRE_TOKENIZERS: Mapping[str, tuple[str | None, bool]] = {
 }
 
 
+# How the regex of Mistral's Tekken begins. llama.cpp's `tekken` splits words before combining marks, it does not.
+_TEKKEN = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
     """What GGUF stores: tokens in id order (byte-mapped in a byte-level BPE), their types, merges or scores, special
@@ -139,6 +143,11 @@ def recognise_pre_tokenizer(value: Any, ignore_merges: bool) -> str:
     for name, known in PRE_TOKENIZERS.items():
         if known == wanted:
             return name
+    if wanted is not None and str(wanted[0]).startswith(_TEKKEN):
+        raise ZephyraError(
+            "the tokenizer is Mistral's Tekken: llama.cpp reads words with combining marks (Hindi, say) otherwise",
+            hint="run the folder itself with --backend torch",
+        )
     raise ZephyraError(
         f"the pre-tokenizer {str(value)[:300]} (ignore_merges {ignore_merges}) has no counterpart in llama.cpp",
         hint=f"known: {', '.join(PRE_TOKENIZERS)}",

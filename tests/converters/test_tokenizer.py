@@ -108,12 +108,21 @@ def edit(tokenizer: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     return dict(copy)
 
 
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+TEKKEN = {
+    "type": "Split",
+    "behavior": "Isolated",
+    "pattern": {"Regex": r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|\p{N}|\s+"},
+}
+
+
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
         ("pre_tokenizer", {"type": "Whitespace"}, "Whitespace"),
         ("pre_tokenizer", {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}, "no counterpart"),
         ("pre_tokenizer", None, "no counterpart"),
+        ("pre_tokenizer", {"pretokenizers": [TEKKEN, BYTES]}, "Mistral's Tekken: llama.cpp reads words with combining"),
         ("model.type", "Unigram", "Unigram"),
         ("model.byte_fallback", True, "SentencePiece"),
         ("model.dropout", 0.1, "dropout"),
@@ -168,3 +177,13 @@ def test_rows_without_a_token_are_filled(checkpoint_folder: Callable[[str], Path
     assert keys["tokenizer.ggml.token_type"][320:] == [5] * 64
     back = tokenizer_files_of(keys).tokenizer
     assert len(back["model"]["vocab"]) == 320
+
+
+def test_tekken_json_alone_is_told_apart(checkpoint_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((checkpoint_folder("mistral") / name).read_bytes())
+    with pytest.raises(ZephyraError, match="has neither tokenizer.json nor tokenizer.model"):
+        plan_gguf(read_hf(tmp_path))
+    (tmp_path / "tekken.json").write_text("{}")
+    with pytest.raises(ZephyraError, match="has Mistral's tekken.json for a tokenizer"):
+        plan_gguf(read_hf(tmp_path))
