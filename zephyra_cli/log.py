@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from zephyra_cli import ui
 from zephyra_cli.interruption import deferred
 from zephyra_cli.replay import record
 from zephyra_cli.settings import home
-from zephyra_cli.text import shorten
+from zephyra_cli.text import counted, shorten
 from zephyra_fusion.errors import ZephyraError
 
 if TYPE_CHECKING:
@@ -107,13 +106,9 @@ class Log:
 
 def show_list(summaries: Sequence[Summary]) -> bool:
     """Conversations as a table on standard output; whether there were any."""
-    width = ui.columns(sys.stdout)
-    rows = [
-        (str(line.id), line.last, f"{line.turns} turn{'s' * (line.turns != 1)}", shorten(line.title, TITLE))
-        for line in summaries
-    ]
+    rows = [(str(line.id), line.last, counted(line.turns, "turn"), shorten(line.title, TITLE)) for line in summaries]
     if rows:
-        ui.write(ui.table(rows, right=(0, 2), width=width))
+        ui.write_table(rows, right=(0, 2))
     return bool(rows)
 
 

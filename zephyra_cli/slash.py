@@ -14,6 +14,7 @@ from zephyra_cli.domain import AUTO
 from zephyra_cli.follow import show_figures
 from zephyra_cli.interruption import allowing
 from zephyra_cli.prompt import read_text
+from zephyra_cli.text import counted
 from zephyra_fusion.errors import ZephyraError, did_you_mean
 from zephyra_fusion.router import NONE
 from zephyra_fusion.types import SamplingParams
@@ -124,7 +125,7 @@ def _edit(chat: Chat, argument: str) -> None:
 
 def _undo(chat: Chat, argument: str) -> None:
     turn = chat.undo()
-    ui.note(f"taken back: {turn.question.splitlines()[0][:60]} ({len(chat.session.turns)} turns remain)")
+    ui.note(f"taken back: {turn.question.splitlines()[0][:60]} ({counted(len(chat.session.turns), 'turn')} left)")
 
 
 def _save(chat: Chat, argument: str) -> None:
@@ -132,7 +133,7 @@ def _save(chat: Chat, argument: str) -> None:
     session = chat.session
     form = transcript.to_json if path.suffix == ".json" else transcript.to_markdown
     allowing(lambda: transcript.write(path, form(session.turns, session.system)))
-    ui.note(f"{len(session.turns)} turns written to {path}")
+    ui.note(f"{counted(len(session.turns), 'turn')} written to {path}")
 
 
 def _load(chat: Chat, argument: str) -> None:
@@ -146,13 +147,13 @@ def _load(chat: Chat, argument: str) -> None:
         chat.begin()
         turns = [chat.log.add(turn, system) for turn in read]
     chat.session.turns, chat.session.system = turns, system
-    ui.note(f"going on after {len(turns)} turns")
+    ui.note(f"going on after {counted(len(turns), 'turn')}")
 
 
 def _compact(chat: Chat, argument: str) -> None:
     count = len(chat.session.turns)
     chat.compact()
-    ui.note(f"this summary stands for the {count} turns before it; /undo brings them back")
+    ui.note(f"this summary stands for {counted(count, 'turn')} from now on; /undo takes it back")
 
 
 def _clear(chat: Chat, argument: str) -> None:

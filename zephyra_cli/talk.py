@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from zephyra_cli import slash, ui
 from zephyra_cli.interruption import Terminated, allowing, deferred
 from zephyra_cli.prompt import MOST_BYTES, decode
+from zephyra_cli.text import counted
 from zephyra_fusion.errors import ZephyraError
 
 if TYPE_CHECKING:
@@ -125,4 +126,4 @@ def _quoted(text: str, lines: Lines) -> str:
 
 def _continued(chat: Chat) -> str:
     count = len(chat.session.turns)
-    return f"going on after {count} turn{'s' if count > 1 else ''} · " if count else ""
+    return f"going on after {counted(count, 'turn')} · " if count else ""

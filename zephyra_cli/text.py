@@ -114,3 +114,8 @@ class AnswerText:
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` with which `stop` begins."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def counted(number: int, noun: str) -> str:
+    """As in "1 turn", "2 turns"."""
+    return f"{number} {noun}{'s' * (number != 1)}"

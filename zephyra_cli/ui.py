@@ -108,6 +108,11 @@ def table(rows: Iterable[Sequence[str]], *, right: Sequence[int] = (), width: in
     return "".join(line.rstrip() + "\n" for line in lines)
 
 
+def write_table(rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()) -> None:
+    """A table on standard output, no wider than the terminal."""
+    write(table(rows, right=right, width=columns(sys.stdout)))
+
+
 LEAST_COLUMN = 20  # cells: narrower, a text is no longer pleasant to read
 
 

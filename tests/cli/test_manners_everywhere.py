@@ -17,6 +17,7 @@ from pseudo_terminal import Terminal
 
 from tests.cli.process import PROGRAM, Run
 from zephyra_cli.command_line import COMMANDS
+from zephyra_cli.text import cells
 
 Inside = Callable[..., tuple[int, str, str]]
 
@@ -98,6 +99,13 @@ def test_nothing_is_fetched(command: str, inside: Inside, tiny_pack: Path, monke
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     assert inside(*words(command, tiny_pack))[0] == 0
+
+
+@pytest.mark.parametrize("command", ["domains", "models", "models show zephyra-nano", "doctor", "config"])
+def test_a_table_fits_a_narrow_terminal(command: str) -> None:
+    with Terminal(*command.split(), size=(40, 24), TERM="xterm") as terminal:
+        assert terminal.ends() == 0
+    assert max(map(cells, terminal.plain.splitlines())) <= 40
 
 
 HOSTILE = "\x1b]0;owned\x07\x9b31m\u202e"

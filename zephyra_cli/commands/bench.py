@@ -31,7 +31,6 @@ def bench(
     Medians and extremes. Nothing is drafted and nothing comes from a cache but what a switch back finds there.
     """
     import os
-    import sys
 
     from zephyra_cli import settings, store, ui
     from zephyra_cli.devices import cpu_model
@@ -59,6 +58,6 @@ def bench(
     rows = [(f.text, f"{f.median:.4g}", f"{min(f.values):.4g}", f"{max(f.values):.4g}") for f in figures]
     loading = (f"loading {pack.name}, ms", f"{engine.load_ms:.4g}", "", "")
     heads = ("MEASURED", "MEDIAN", "LEAST", "MOST")
-    ui.write(ui.table([heads, loading, *rows], right=(1, 2, 3), width=ui.columns(sys.stdout)))
+    ui.write_table([heads, loading, *rows], right=(1, 2, 3))
     busy = f", load {load:.1f}: other work slows it" if load > 0.5 else ""
     ui.note(f"{cpu_model()}, {engine.backend.threads} threads, {repeat} repeats{busy}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Any
 
 import typer
@@ -30,7 +29,7 @@ def show(context: typer.Context, profile: Profile = None, json: Json = False) ->
         ui.write_json({"settings": values, "file": str(path), "profiles": profiles})
         return
     rows = [(name, _shown(value), source) for name, (value, source) in found.items()]
-    ui.write(ui.table([("SETTING", "VALUE", "FROM"), *rows], width=ui.columns(sys.stdout)))
+    ui.write_table([("SETTING", "VALUE", "FROM"), *rows])
     if profiles:
         ui.note(f"profiles: {', '.join(profiles)}")
 

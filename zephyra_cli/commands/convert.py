@@ -116,7 +116,7 @@ def convert(
         return
     for warning in report.warnings:
         ui.note(f"warning: {warning}")
-    ui.write(ui.table([_HEAD, *(_row(report, part) for part in report.parts)], right=(3, 4)))
+    ui.write_table([_HEAD, *(_row(report, part) for part in report.parts)], right=(3, 4))
     if report.sizes:
         _write_sizes(report, usable_memory())
     for part in report.parts:

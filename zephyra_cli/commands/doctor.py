@@ -27,7 +27,7 @@ def doctor(json: Json = False) -> None:
     rows = [
         (part, name.replace("_", " "), str(value)) for part, found in facts.items() for name, value in found.items()
     ]
-    ui.write(ui.table(rows))
+    ui.write_table(rows)
 
 
 def _program() -> dict[str, Any]:

@@ -34,7 +34,7 @@ def list_domains(context: typer.Context, model: Model = None, json: Json = False
         ui.write_json({"model": pack.name, "domains": found})
         return
     rows = [(name, "yes" if name in routed else "no", adapter.description) for name, adapter in pack.adapters.items()]
-    ui.write(ui.table([("DOMAIN", "ROUTED", "DESCRIPTION"), *rows]))
+    ui.write_table([("DOMAIN", "ROUTED", "DESCRIPTION"), *rows])
 
 
 @domains.command()
@@ -158,7 +158,7 @@ def prune(
             return
         moved = report["importance"].items()
         rows = [(name, str(pack.adapters[name].rank), f"{100 * share:.2f} %") for name, share in moved]
-        ui.write(ui.table([("DOMAIN", "RANK", "MOVES ITS WEIGHTS BY"), *rows], right=(1, 2)))
+        ui.write_table([("DOMAIN", "RANK", "MOVES ITS WEIGHTS BY"), *rows], right=(1, 2))
         return
     report = specialists.prune(pack, chosen, rank=rank, energy=energy)
     _show(report, json, "")
@@ -167,7 +167,7 @@ def prune(
             (name, str(item["rank"]), f"{100 * item['lost']:.3f} %" if item["changed"] else "unchanged")
             for name, item in report["domains"].items()
         ]
-        ui.write(ui.table([("DOMAIN", "RANK", "SQUARED NORM LOST"), *rows], right=(1, 2)))
+        ui.write_table([("DOMAIN", "RANK", "SQUARED NORM LOST"), *rows], right=(1, 2))
 
 
 def _pack(model: str | None, offline: bool | None = None) -> Pack:
@@ -222,7 +222,7 @@ def _show_router(router: dict[str, Any] | None, name: str, count: int) -> None:
     rows = [("its own prompts found", f"{100 * router['accuracy']:.1f} % of {router['examples']}")]
     rows += [(f"taken from {domain}", f"{loss['taken']} of {loss['of']}") for domain, loss in router["taken"].items()]
     rows += [("taken from the other domains together", f"{100 * router['taken_from_domains']:.1f} %")]
-    ui.write(ui.table(rows))
+    ui.write_table(rows)
     for item in router["taken_prompts"][:5]:
         ui.note(f"  {item['domain']}: {item['prompt'][:100]}")
     ui.note("note: each example was judged by what the others taught; the pack keeps their features, not their text")

@@ -41,7 +41,6 @@ def search(
     json: Json = False,
 ) -> None:
     """Turns in whose question or answer the words stand, the latest last."""
-    import sys
     from dataclasses import asdict
 
     from zephyra_cli import ui
@@ -52,7 +51,7 @@ def search(
         ui.write_json({"turns": [asdict(line) for line in found]})
     elif found:
         rows = [(line.name, line.at, shorten(line.snippet, 100)) for line in found]
-        ui.write(ui.table(rows, right=(0,), width=ui.columns(sys.stdout)))
+        ui.write_table(rows, right=(0,))
     else:
         ui.note("nothing was found")
 

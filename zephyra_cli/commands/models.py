@@ -43,7 +43,7 @@ def list_models(context: typer.Context, json: Json = False) -> None:
         ui.write_json({"models": rows, "size_bytes": used, "shared_bytes": shared, "unfinished_bytes": unfinished})
         return
     head = ("NAME", "KIND", "SIZE", "TYPE", "CONTEXT", "PARAMETERS", "LICENSE", "DOMAINS")
-    ui.write(ui.table([head, *map(_cells, rows)], right=(2, 4, 5)))
+    ui.write_table([head, *map(_cells, rows)], right=(2, 4, 5))
     ui.note(f"{_size(used)} on disk" + (f", {_size(shared)} of it shared by several" if shared else ""))
     if unfinished:
         ui.note(f"{_size(unfinished)} of unfinished downloads: pull again to go on, zephyra models clean drops them")
@@ -125,7 +125,7 @@ def show(name: Name, json: Json = False) -> None:
     if router is not None:
         rows.append(("router", f"{len(router.labels)} labels, abstains below {100 * router.threshold:.0f} %"))
     rows += [(f"file {n}", f"{_size(file.size)}  {file.license}  {file.source}") for n, file in pack.files.items()]
-    ui.write(ui.table(rows))
+    ui.write_table(rows)
 
 
 def _show_files(model: Installed, json: bool) -> None:
@@ -145,7 +145,7 @@ def _show_files(model: Installed, json: bool) -> None:
     ]
     rows.append(("source", f"{source.get('reference')}, commit {source.get('commit')}"))
     rows += [(f"file {name}", _size(path["size"])) for name, path in record.get("files", {}).items()]
-    ui.write(ui.table(rows))
+    ui.write_table(rows)
 
 
 @models.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Any
 
 import typer
@@ -42,7 +41,7 @@ def list_templates(context: typer.Context, json: Json = False) -> None:
         ui.write_json({"templates": rows})
         return
     cells = [(template.name, ", ".join(template.variables) or "-", template.description) for template in found]
-    ui.write(ui.table([("TEMPLATE", "VARIABLES", "DESCRIPTION"), *cells], width=ui.columns(sys.stdout)))
+    ui.write_table([("TEMPLATE", "VARIABLES", "DESCRIPTION"), *cells])
 
 
 @templates.command()
