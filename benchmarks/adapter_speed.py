@@ -1,7 +1,8 @@
 """Adapters at the speed of the base: one adapter, a blend of four, a switch and the way back, and the memory it takes.
 
-Subject: folders of `random_model.py` (default: the embedded pack). Every ratio is of medians from the same run, the
-sides in turn. `llama-bench` as in speed.py.
+Subject: folders of `random_model.py` (default: the embedded pack). The adapters are what a pack of these bases has,
+Q8_0, and F16 files beside them. Every ratio is of medians from the same run, the sides in turn. `llama-bench` as in
+speed.py. --processor-time with --threads 1 counts what the thread computes: for machines that do other work as well.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import time
 from argparse import ArgumentParser
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -32,7 +33,7 @@ Mix = dict[str, float]
 
 @dataclass(frozen=True)
 class Model:
-    """A base with four adapters over it."""
+    """A base with four adapters over it, and the same ones in F16 where `random_model` made them."""
 
     name: str
     base: Path
@@ -40,7 +41,8 @@ class Model:
 
     @classmethod
     def of_folder(cls, folder: Path, quantization: str) -> Model:
-        adapters = {path.stem: path for path in sorted((folder / "adapters").glob("*.gguf"))[:4]}
+        adapters = {path.stem: path for path in sorted((folder / "adapters-Q8_0").glob("*.gguf"))[:4]}
+        adapters |= {f"{name}-F16": folder / "adapters" / path.name for name, path in adapters.items()}
         return cls(f"{folder.name} {quantization}", folder / f"base-{quantization}.gguf", adapters)
 
     @classmethod
@@ -68,30 +70,32 @@ def main() -> None:
     parser.add_argument("--quantization", nargs="+", default=["Q8_0", "Q4_K_M"])
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--turns", type=int, default=5, help="of A B A B … (default: %(default)s)")
+    parser.add_argument("--processor-time", action="store_true", help="of one thread, instead of the wall clock")
     parser.add_argument("--llama-bench", type=Path, default=shutil.which("llama-bench"))
     parser.add_argument("--json", type=Path, metavar="OUT")
     options = parser.parse_args()
     models = [Model.of_folder(folder, kind) for folder in options.folders for kind in options.quantization]
     report = Report("adapter_speed", f"{options.threads} threads, {options.turns} turns")
     for model in models or [Model.embedded()]:
-        Measurement(model, options.threads, options.turns, report).run(options.llama_bench)
+        clock = time.thread_time if options.processor_time else time.perf_counter
+        Measurement(model, options.threads, options.turns, report, clock).run(options.llama_bench)
     report.finish(options.json)
 
 
 class Measurement:
-    def __init__(self, model: Model, threads: int, turns: int, report: Report) -> None:
+    def __init__(self, model: Model, threads: int, turns: int, report: Report, clock: Callable[[], float]) -> None:
         self.model, self.threads, self.turns, self.report = model, threads, turns, report
         self.backend = model.open(threads)
         self.large = self.backend.parameters >= 400e6
         self.random = Random(3)
+        self.clock = clock
 
     def run(self, llama_bench: Path | None) -> None:
-        names = sorted(self.model.adapters)
-        mixes: dict[str, Mix] = {
-            "base": {},
-            "one": {names[0]: 1.0},
-            "blend": {name: round(0.4 - 0.1 * at, 2) for at, name in enumerate(names)},
-        }
+        names = [name for name in sorted(self.model.adapters) if not name.endswith("-F16")]
+        mixes: dict[str, Mix] = {"base": {}}
+        for kind in ("", "-F16") if len(names) < len(self.model.adapters) else ("",):
+            mixes["one" + kind] = {names[0] + kind: 1.0}
+            mixes["blend" + kind] = {name + kind: round(0.4 - 0.1 * at, 2) for at, name in enumerate(names)}
         rates: dict[str, list[float]] = {key: [] for key in (*mixes, "prefill", "their decode", "their prefill")}
         yardstick = LlamaBench(llama_bench, self.model.base, self.threads) if llama_bench else None
         for turn in range(self.turns + 1):
@@ -110,8 +114,11 @@ class Measurement:
                 ratio = median[mine] / median[f"their {key}"]
                 self.figure(f"{key}_ratio", f"{key}, base / llama-bench", ratio, at_least=0.98)
         bounds = (0.88, 0.80) if self.large else (None, None)
-        self.figure("one", "one adapter / base", median["one"] / median["base"], at_least=bounds[0])
-        self.figure("blend", "blend of four / base", median["blend"] / median["base"], at_least=bounds[1])
+        for kind, said in (("", ""), ("-F16", " in F16")):
+            for key, text, bound in (("one", "one adapter", bounds[0]), ("blend", "blend of four", bounds[1])):
+                if key + kind in mixes:
+                    ratio = median[key + kind] / median["base"]
+                    self.figure(key + kind, f"{text}{said} / base", ratio, at_least=bound)
         self.switches(mixes["one"], {names[1]: 1.0})
         self.memory()
         self.backend.close()
@@ -121,9 +128,12 @@ class Measurement:
 
         self.backend.set_adapters(mix)
         for _ in range(5):  # a random walk may end in a stop token
-            count = sum(1 for _ in self.backend.generate(self.prompt(16), SamplingParams(max_tokens=DECODE + 1)))
+            tokens = self.backend.generate(self.prompt(16), SamplingParams(max_tokens=DECODE + 1))
+            next(tokens)
+            start = self.clock()
+            count = sum(1 for _ in tokens)
             if count > DECODE // 2:
-                return self.backend.usage.decode_tokens_per_second
+                return count / (self.clock() - start)
         raise SystemExit(f"{self.model.name} ends every answer at once")
 
     def prefill(self) -> float:

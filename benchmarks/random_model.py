@@ -3,7 +3,8 @@
     python benchmarks/random_model.py FOLDER --size 500M
 
 writes `base-Q8_0.gguf`, `base-Q4_K_M.gguf`, a draft of a tenth the size for both, and four adapters of rank 16 on all
-seven matrices. The vocabulary is zephyra-nano's.
+seven matrices: in F16 (`adapters`), and in Q8_0 as `zephyra convert` makes them for a pack of either base
+(`adapters-Q8_0`). The vocabulary is zephyra-nano's.
 
 The text is made to be useful, though: attention counts for little, so that a greedy text walks from token to token and
 ends in a circle, as text that repeats does; and the layers that the draft lacks change the next token only now and then
@@ -56,10 +57,13 @@ def build(folder: Path, size: Size, agreement: float) -> None:
     """Everything that is not there yet."""
     import numpy as np
 
+    from zephyra_converters.gguf_read import read_gguf
+    from zephyra_converters.lora import read_lora_gguf, write_lora_gguf
     from zephyra_converters.meter import Meter
     from zephyra_converters.quantize import Quantization, quantize
 
-    (folder / "adapters").mkdir(parents=True, exist_ok=True)
+    for name in "adapters", "adapters-Q8_0":
+        (folder / name).mkdir(parents=True, exist_ok=True)
     draft = Size(DRAFT_LAYERS, size.width, size.heads, size.key_value_heads, size.feed_forward)
     for name, shape in (("base", size), ("draft", draft)):
         targets = {kind: folder / f"{name}-{kind}.gguf" for kind in QUANTIZATIONS}
@@ -71,11 +75,14 @@ def build(folder: Path, size: Size, agreement: float) -> None:
         for kind, path in targets.items():
             quantize(source, path, Quantization.of(kind), None, Meter())
         source.unlink()
+    config = read_gguf(folder / "base-Q8_0.gguf").config
     for number in range(ADAPTERS):
         random = np.random.default_rng(100 + number)
         keys: dict[str, Any] = {"general.architecture": "llama", "general.type": "adapter", "adapter.type": "lora"}
         keys["adapter.lora.alpha"] = float(RANK)
-        write(folder / "adapters" / f"a{number}.gguf", keys, lora_of(size, random))
+        path = folder / "adapters" / f"a{number}.gguf"
+        write(path, keys, lora_of(size, random))
+        write_lora_gguf(read_lora_gguf(path, config), config, folder / "adapters-Q8_0" / path.name, "Q8_0")
 
 
 def shapes(size: Size) -> dict[str, tuple[int, int]]:

@@ -33,12 +33,14 @@ def write_lora_gguf(
     """Write the adapter for a base of this config, with `more` metadata; returns the number of tensors by type.
 
     llama.cpp scales by alpha / r with one alpha for the file: where the modules' alphas differ, the file's is their
-    first one's, and the rest of a module's scale goes into its B.
+    first one's, and the rest of a module's scale goes into its B. In Q8_0, zeros fill the ranks up to whole blocks,
+    for a B in F16 would be far slower.
     """
     check_belongs(adapter, config)
     architecture = arch_for(config)
+    block = 32 if kind == "Q8_0" else 1
     first = next(iter(adapter.pairs.values()))
-    alpha = first.scale * first.rank
+    alpha = first.scale * _whole(first.rank, block)
     metadata: dict[str, Any] = {
         **more,
         "general.type": "adapter",
@@ -48,7 +50,7 @@ def write_lora_gguf(
     }
     if adapter.license:
         metadata["general.license"] = adapter.license
-    tensors = _tensors(adapter, config, architecture.interleaved, alpha)
+    tensors = _tensors(adapter, config, architecture.interleaved, alpha, block)
     planned = (Planned(tensor, stored_type(tensor.shape, kind)) for tensor in tensors)
     return write_gguf_file(path, architecture.name, metadata, planned)
 
@@ -86,7 +88,7 @@ def read_lora_gguf(path: Path, config: FusionConfig) -> Adapter:
             b = separated(b, heads)
         if module == EMBEDDING:
             a = transposed(a)
-        pairs[module] = LoraPair(a, b, scale)
+        pairs[module] = LoraPair(*_without_zeros(a, b), scale)
     adapter = Adapter(
         pairs=pairs,
         path=path,
@@ -97,7 +99,11 @@ def read_lora_gguf(path: Path, config: FusionConfig) -> Adapter:
     return adapter
 
 
-def _tensors(adapter: Adapter, config: FusionConfig, order: bool, alpha: float) -> Iterator[LazyTensor]:
+def _whole(rank: int, block: int) -> int:
+    return -(-rank // block) * block
+
+
+def _tensors(adapter: Adapter, config: FusionConfig, order: bool, alpha: float, block: int) -> Iterator[LazyTensor]:
     stacks: dict[str, dict[int, LoraPair]] = {}
     for module, pair in adapter.pairs.items():
         found = translate(module + ".weight", DECODER)
@@ -106,20 +112,24 @@ def _tensors(adapter: Adapter, config: FusionConfig, order: bool, alpha: float) 
         if expert is not None:
             stacks.setdefault(target, {})[expert] = pair
             continue
-        b, heads = _at_scale(pair, pair.rank, alpha), _heads(module, config)
+        rank = _whole(pair.rank, block)
+        b, heads = _at_scale(pair, rank, alpha), _heads(module, config)
         if order and heads:
             b = interleaved(b, heads)
-        a = transposed(pair.a) if module == EMBEDDING else pair.a  # llama.cpp looks rows of it up
+        a, b = padded(pair.a, rank, pair.a.columns), padded(b, b.row_count, rank)
+        if module == EMBEDDING:
+            a = transposed(a)  # llama.cpp looks rows of it up
         yield a.named(f"{target}.lora_a")
         yield b.named(f"{target}.lora_b")
     for target, experts in stacks.items():
-        yield from _stack(target, experts, config.num_experts, alpha)
+        yield from _stack(target, experts, config.num_experts, alpha, block)
 
 
-def _stack(target: str, experts: Mapping[int, LoraPair], count: int, alpha: float) -> Iterator[LazyTensor]:
+def _stack(target: str, experts: Mapping[int, LoraPair], count: int, alpha: float, block: int) -> Iterator[LazyTensor]:
     """All experts' factors in two tensors of one rank: what an expert lacks of it, or all it lacks, is zero."""
     some = next(iter(experts.values()))
-    rank, rows, columns = max(pair.rank for pair in experts.values()), some.b.shape[0], some.a.shape[1]
+    rank = _whole(max(pair.rank for pair in experts.values()), block)
+    rows, columns = some.b.shape[0], some.a.shape[1]
     nothing = LazyTensor(target, (0, 0), "F32", some.a.rows)
     all_a, all_b = [], []
     for expert in range(count):
@@ -134,6 +144,20 @@ def _at_scale(pair: LoraPair, rank: int, alpha: float) -> LazyTensor:
     """B times what the pair's scale is beyond alpha / rank, which llama.cpp applies itself."""
     rest = pair.scale * rank / alpha if alpha else pair.scale
     return pair.b if math.isclose(rest, 1.0, rel_tol=1e-9) else scaled(pair.b, rest)
+
+
+def _without_zeros(a: LazyTensor, b: LazyTensor) -> tuple[LazyTensor, LazyTensor]:
+    """Without the ranks that only fill a block up."""
+    if b.columns % 32:
+        return a, b
+    import numpy as np
+
+    values_a, values_b = a.read(), b.read()
+    used = np.flatnonzero(values_a.any(axis=1) & values_b.any(axis=0))
+    rank = int(used[-1]) + 1 if len(used) else 1
+    if rank == b.columns:
+        return a, b
+    return LazyTensor.holding(a.name, values_a[:rank]), LazyTensor.holding(b.name, values_b[:, :rank].copy())
 
 
 def _heads(module: str, config: FusionConfig) -> int | None:

@@ -12,6 +12,7 @@ import pytest
 from tests.converters.conftest import VARIANTS, edited
 from zephyra_converters.convert import Options, convert
 from zephyra_converters.decoder_reference import reference_logits
+from zephyra_converters.gguf_header import read_header
 from zephyra_converters.gguf_write import plan_gguf, write_gguf
 from zephyra_converters.hf import read_hf
 from zephyra_converters.loaded import LoadedGGUF
@@ -90,6 +91,22 @@ def test_smaller_types_stay_close(
     proof = report.parts[0].verification
     assert proof is not None and proof.effect is not None
     assert 0 < proof.mean_abs_diff <= limit and proof.effect > 0.05
+
+
+def test_q8_0_fills_ranks_up_to_whole_blocks(adapted: Callable[[str], tuple[Any, Path, Path]], tmp_path: Path) -> None:
+    """A B of rank 8 in F16 would be slow; what fills it up is gone when the adapter is read back."""
+    for variant in "plain", "patterns", "embedding":
+        _, folder, base = adapted(variant)
+        config, adapter, path = read_hf(base).config, read_peft(folder), tmp_path / f"{variant}.gguf"
+        write_lora_gguf(adapter, config, path, "Q8_0")
+        ends = [tensor for name, tensor in read_header(path).tensors.items() if name.endswith(".lora_b")]
+        assert {(tensor.type_name, tensor.shape[0]) for tensor in ends} == {("Q8_0", 32)}
+        back = read_lora_gguf(path, config)
+        for module, pair in adapter.pairs.items():
+            assert back.pairs[module].rank == pair.rank < 32
+            whole = pair.b.read() @ pair.a.read() * pair.scale
+            read = back.pairs[module].b.read() @ back.pairs[module].a.read() * back.pairs[module].scale
+            assert np.abs(read - whole).max() < 0.02 * np.abs(whole).max()
 
 
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"

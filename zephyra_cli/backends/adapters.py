@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from zephyra_cli.backends.adapter_file import is_slow, write_fast
 from zephyra_cli.backends.library import take_errors
 from zephyra_cli.backends.mix import Mix, resident_mix
 from zephyra_converters.gguf_check_lora import check_adapter
@@ -29,7 +30,7 @@ class Adapters:
         if name in self._resident:
             raise ZephyraError(f"there is already an adapter '{name}'")
         header = check_adapter(path, self._base)
-        self._resident[name] = self._load(path), header
+        self._resident[name] = self._fast(header), header
 
     def mix(self, weights: Mapping[str, float]) -> Mix:
         """What identifies these weights. ZephyraError: an unknown name, a weight that is none."""
@@ -55,21 +56,38 @@ class Adapters:
         self._resident.clear()
         self._sums.clear()
 
-    def _sum(self, mix: Mix) -> int:
-        import tempfile
+    def _fast(self, header: GGUFHeader) -> int:
+        """In the form that computes fastest, where there is a place to write it to."""
+        if is_slow(header):
+            try:
+                return self._made(lambda path: write_fast(path, header, self._lib))
+            except OSError:
+                pass  # as it lies in its file it computes the same, only slower
+        return self._load(header.path)
 
+    def _sum(self, mix: Mix) -> int:
         from zephyra_cli.backends.blend import write_blend
 
         try:
-            with tempfile.TemporaryDirectory(prefix="zephyra-", ignore_cleanup_errors=True) as folder:
-                path = Path(folder, "blend.gguf")
-                write_blend(path, [(self._resident[name][1], weight) for name, weight in mix])
-                return self._load(path)
+            return self._made(
+                lambda path: write_blend(path, [(self._resident[name][1], weight) for name, weight in mix])
+            )
         except OSError as error:
+            import tempfile
+
             raise ZephyraError(
                 f"cannot write the sum of {len(mix)} adapters to '{tempfile.gettempdir()}': {error.strerror}",
                 hint="TMPDIR chooses another folder",
             ) from None
+
+    def _made(self, write: Callable[[Path], None]) -> int:
+        """A file that lives as long as llama.cpp reads it."""
+        import tempfile
+
+        with tempfile.TemporaryDirectory(prefix="zephyra-", ignore_cleanup_errors=True) as folder:
+            path = Path(folder, "adapter.gguf")
+            write(path)
+            return self._load(path)
 
     def _load(self, path: Path) -> int:
         adapter = self._lib.llama_adapter_lora_init(self._model, os.fsencode(path))

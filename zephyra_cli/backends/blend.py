@@ -10,98 +10,104 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from struct import pack
 from typing import TYPE_CHECKING
 
+from zephyra_cli.backends.adapter_file import BLOCK, EMBEDDING, F16, F32, Q8_0, Stored, fast_form, write_adapter
 from zephyra_converters.gguf_header import GGUFHeader, TensorInfo
 
 if TYPE_CHECKING:
     import numpy as np
 
-_F32, _F16, _Q8_0 = 0, 1, 8
-_BLOCK = 32  # the rank is padded to it: smaller ones run no faster
-_EMBEDDING = "token_embd.weight"  # is looked up, not multiplied: llama.cpp wants its A transposed
-
 
 def write_blend(path: Path, adapters: Sequence[tuple[GGUFHeader, float]]) -> None:
     """The sum of checked adapters at these weights as one adapter of weight 1. OSError: it cannot be written."""
-    tensors = list(_tensors(adapters))
-    keys = (
-        ("general.architecture", adapters[0][0].architecture),
-        ("general.type", "adapter"),
-        ("adapter.type", "lora"),
-    )
-    head = b"GGUF" + pack("<IQQ", 3, len(tensors), len(keys))
-    head += b"".join(_string(name) + pack("<I", 8) + _string(value) for name, value in keys)
-    offset = 0
-    for name, shape, kind, data in tensors:
-        head += _string(name) + pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
-        offset += -(-data.nbytes // _BLOCK) * _BLOCK
-    with path.open("wb") as file:
-        file.write(head + bytes(-len(head) % _BLOCK))
-        for *_, data in tensors:
-            file.write(data.data)
-            file.write(bytes(-data.nbytes % _BLOCK))
+    write_adapter(path, adapters[0][0].architecture, list(_tensors(adapters)))
 
 
-def _tensors(adapters: Sequence[tuple[GGUFHeader, float]]) -> Iterator[tuple[str, tuple[int, ...], int, np.ndarray]]:
-    """Name, shape in GGUF's order, type and contents."""
+def _tensors(adapters: Sequence[tuple[GGUFHeader, float]]) -> Iterator[Stored]:
     import numpy as np
 
     names = {name.removesuffix(".lora_b") for header, _ in adapters for name in header.tensors}
     for target in sorted(name for name in names if not name.endswith(".lora_a")):
-        axis = -1 if target == _EMBEDDING else -2  # of the rank in A; in B it is the last one
-        infos, all_a, all_b = [], [], []
+        axis = -1 if target == EMBEDDING else -2  # of the rank in A; in B it is the last one
+        infos_a, infos_b, all_a, all_b = [], [], [], []
         for header, weight in adapters:
             if target + ".lora_b" not in header.tensors:
                 continue
             info_a, info_b = header.tensors[target + ".lora_a"], header.tensors[target + ".lora_b"]
             alpha = float(header.metadata.get("adapter.lora.alpha", 0.0))
             scale = weight * (alpha / info_b.shape[0] if alpha else 1.0)
-            infos += [info_a, info_b]
+            infos_a.append(info_a)
+            infos_b.append(info_b)
             all_a.append(_read(header.path, info_a))
             all_b.append(_read(header.path, info_b) * np.float32(scale))
-        kind = _kind(infos)
-        for end, parts, at in ((".lora_a", all_a, axis), (".lora_b", all_b, -1)):
-            values = np.concatenate(parts, axis=at)
+        a, b = np.concatenate(all_a, axis=axis), np.concatenate(all_b, axis=-1)
+        a, b = _without_zeros(a, b, axis)
+        kind_b, fill = fast_form(_kind(infos_b), b.shape[-1])
+        for end, values, at, kind in ((".lora_a", a, axis, _kind(infos_a)), (".lora_b", b, -1, kind_b)):
             room = [(0, 0)] * values.ndim
-            room[at] = (0, -values.shape[at] % _BLOCK)
-            values = np.pad(values, room)
-            fits = kind if kind != _F16 or np.abs(values).max() < np.finfo(np.float16).max else _F32
-            yield target + end, values.shape[::-1], fits, _encode(values, fits)
+            room[at] = (0, fill)
+            yield _stored(target + end, np.pad(values, room), kind)
+
+
+def _without_zeros(a: np.ndarray, b: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """Without the ranks that only fill a block up: of four adapters they would be as many as the real ones."""
+    import numpy as np
+
+    in_a = np.moveaxis(a, axis, 0).reshape(a.shape[axis], -1).any(axis=1)
+    used = np.flatnonzero(in_a & b.reshape(-1, b.shape[-1]).any(axis=0))
+    if len(used) == 0:  # llama.cpp wants a rank of at least 1
+        used = np.arange(1)
+    return a.take(used, axis), b.take(used, -1)
 
 
 def _kind(tensors: Sequence[TensorInfo]) -> int:
     """The type they share; F16 for any other mixture, unless one is F32."""
     kinds = {tensor.type for tensor in tensors}
-    if len(kinds) == 1 and kinds <= {_F32, _F16, _Q8_0}:
+    if len(kinds) == 1 and kinds <= {F32, F16, Q8_0}:
         return kinds.pop()
-    return _F32 if _F32 in kinds else _F16
+    return F32 if F32 in kinds else F16
 
 
 def _read(path: Path, info: TensorInfo) -> np.ndarray:
     """As float32, in numpy's order of dimensions."""
     import numpy as np
 
-    if info.type != _Q8_0:
+    if info.type != Q8_0:
         from zephyra_converters.gguf_read import tensor_of
 
         return tensor_of(path, info).read()
-    blocks = np.fromfile(path, np.uint8, info.size, offset=info.offset).reshape(-1, 2 + _BLOCK)
-    values = blocks[:, 2:].view(np.int8) * blocks[:, :2].view(np.float16).astype(np.float32)
-    return values.reshape(info.shape[::-1])
+    blocks = np.fromfile(path, np.int8, info.size, offset=info.offset)
+    return _decode(blocks.reshape(-1, 2 + BLOCK), Q8_0).reshape(info.shape[::-1])
+
+
+def _stored(name: str, values: np.ndarray, kind: int) -> Stored:
+    """Of `kind`, or F32 where that cannot hold numbers so large."""
+    import numpy as np
+
+    with np.errstate(over="ignore"):
+        data = _encode(values, kind)
+    if kind != F32 and not np.isfinite(_decode(data, kind)).all():
+        kind, data = F32, _encode(values, F32)
+    return name, values.shape[::-1], kind, data.data
 
 
 def _encode(values: np.ndarray, kind: int) -> np.ndarray:
     import numpy as np
 
-    if kind != _Q8_0:
-        return np.ascontiguousarray(values, np.float16 if kind == _F16 else np.float32)
-    blocks = values.reshape(*values.shape[:-1], -1, _BLOCK)
+    if kind != Q8_0:
+        return np.ascontiguousarray(values, np.float16 if kind == F16 else np.float32)
+    blocks = values.reshape(*values.shape[:-1], -1, BLOCK)
     scale = np.abs(blocks).max(axis=-1, keepdims=True) / np.float32(127)
     codes = np.rint(np.divide(blocks, scale, out=np.zeros_like(blocks), where=scale > 0)).astype(np.int8)
     return np.concatenate([scale.astype(np.float16).view(np.int8), codes], axis=-1)
 
 
-def _string(text: str) -> bytes:
-    return pack("<Q", len(text)) + text.encode()
+def _decode(data: np.ndarray, kind: int) -> np.ndarray:
+    """The inverse, as float32."""
+    import numpy as np
+
+    if kind != Q8_0:
+        return data.astype(np.float32)
+    scale = np.ascontiguousarray(data[..., :2]).view(np.float16).astype(np.float32)
+    return np.asarray(data[..., 2:] * scale)

@@ -12,7 +12,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int32, c_size_t, c_uint32, c_void_p
+from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,8 @@ class SamplerChainParams(ctypes.Structure):
 # name: (result, arguments); every handle is a void pointer, which ctypes gives as int or None
 _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "ggml_set_abort_callback": (c_void_p, [_AbortCallback]),
+    "ggml_fp16_to_fp32_row": (None, [c_char_p, c_void_p, c_int64]),
+    "ggml_bf16_to_fp32_row": (None, [c_char_p, c_void_p, c_int64]),
     "llama_log_set": (None, [_LogCallback, c_void_p]),
     "llama_backend_init": (None, []),
     "llama_supports_gpu_offload": (c_bool, []),

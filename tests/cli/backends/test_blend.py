@@ -9,8 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from zephyra_cli.backends.adapter_file import is_slow, write_fast
+from zephyra_cli.backends.blend import write_blend
+from zephyra_cli.backends.library import library
 from zephyra_cli.backends.llama import LlamaBackend
 from zephyra_cli.backends.mix import GRID, mix_of
+from zephyra_converters.gguf_check import check_model
+from zephyra_converters.gguf_check_lora import check_adapter
+from zephyra_converters.gguf_header import read_header
+from zephyra_converters.loaded import LoadedGGUF
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.types import SamplingParams
 
@@ -69,6 +76,61 @@ def test_the_sum_is_the_blend(
     backend = LlamaBackend(tiny_gguf, threads=1, kv_type="f32", flash_attention=False)
     assert np.abs(np.array(backend.logits(PROMPT)) - logits[1]).max() > logits[1].std()
     backend.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "rank", "form"),
+    [("F16", 8, ("F32", 8)), ("F16", 24, ("F16", 64)), ("BF16", 40, ("BF16", 64)), ("BF16", 72, ("F32", 72))],
+)
+def test_a_slow_form_is_written_anew_and_computes_the_same(
+    kind: str, rank: int, form: tuple[str, int], tiny_gguf: Path, tiny_loras: Any, write_gguf: Any, tmp_path: Path
+) -> None:
+    path = stored(kind, tmp_path / "a.gguf", tiny_loras["a"], rank, write_gguf)
+    header, fast = read_header(path), tmp_path / "fast.gguf"
+    assert is_slow(header)
+    write_fast(fast, header, library())
+    again = read_header(fast)
+    ends = [tensor for name, tensor in again.tensors.items() if name.endswith(".lora_b")]
+    assert {(tensor.type_name, tensor.shape[0]) for tensor in ends} == {form}
+    assert not is_slow(again)
+    with LoadedGGUF(tiny_gguf, 64) as model:
+        model.add_adapter("file", path)
+        model.add_adapter("fast", fast)
+        rows = []
+        for name in "file", "fast":
+            model.set_adapters({name: 0.7})
+            rows.append(model.logits(PROMPT))
+        model.set_adapters({})
+        # In the file's form llama.cpp rounds the product with A to 16 bits on its way to B.
+        assert np.abs(rows[0] - rows[1]).max() < 0.02 * np.abs(model.logits(PROMPT) - rows[1]).max()
+
+
+def test_without_a_place_to_write_to_the_file_itself_is_taken(
+    tiny_gguf: Path, tiny_loras: Any, write_gguf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = stored("F16", tmp_path / "a.gguf", tiny_loras["a"], 8, write_gguf)
+    texts = []
+    for _ in range(2):
+        backend = LlamaBackend(tiny_gguf, threads=1)
+        backend.add_adapter("a", path)
+        backend.set_adapters({"a": 1.0})
+        texts.append([token.id for token in backend.generate(PROMPT, SamplingParams(max_tokens=4))])
+        backend.close()
+        monkeypatch.setattr("zephyra_cli.backends.adapters.write_fast", full)
+    assert texts[0] == texts[1]
+
+
+def test_zeros_that_fill_ranks_up_are_not_summed(
+    tiny_gguf: Path, tiny_loras: Any, write_gguf: Any, tmp_path: Path
+) -> None:
+    base = check_model(tiny_gguf)
+    paths = [stored("Q8_0", tmp_path / f"{name}.gguf", tiny_loras[name], 32, write_gguf) for name in "ab"]
+    write_blend(tmp_path / "sum.gguf", [(check_adapter(path, base), 0.5) for path in paths])
+    tensors = read_header(tmp_path / "sum.gguf").tensors
+    assert {tensor.shape[0] for name, tensor in tensors.items() if name.endswith(".lora_b")} == {32}
 
 
 def test_many_adapters_in_one_blend(tiny_gguf: Path, tiny_adapters: dict[str, Path]) -> None:
