@@ -194,6 +194,20 @@ def lazily_starts(name: str, other: str) -> bool:
     return name == "zephyra_cli.command_line" and other.startswith("zephyra_cli.commands")
 
 
+def test_modules_import_without_what_only_unix_has() -> None:
+    code = """
+import sys
+sys.modules.update(dict.fromkeys(["fcntl", "termios", "tty", "pty", "resource", "grp", "pwd"]))
+import importlib, pkgutil
+import zephyra_cli, zephyra_converters
+for package in (zephyra_cli, zephyra_converters):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 def test_no_file_is_too_long() -> None:
     paths = [
         path for folder in (*PACKAGES.values(), ROOT / "benchmarks", ROOT / "tests") for path in folder.rglob("*.py")

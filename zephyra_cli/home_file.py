@@ -33,8 +33,10 @@ def edit(path: Path, *, beginning: str) -> None:
     if not path.exists():
         write(path, beginning)
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or ("notepad" if os.name == "nt" else "vi")
+    # Windows takes a command as one text, and a backslash in it is no escape.
+    command = f'{editor} "{path}"' if os.name == "nt" else [*shlex.split(editor), str(path)]
     try:
-        status = subprocess.run([*shlex.split(editor), str(path)]).returncode
+        status = subprocess.run(command).returncode
     except (OSError, ValueError) as error:
         raise ZephyraError(f"cannot run the editor '{editor}': {error}", hint="set EDITOR") from None
     if status:

@@ -41,6 +41,10 @@ def draw(text: str) -> None:
     """As `write`, but a terminal executes what is in it: nothing from elsewhere may be in it unseen by `visible`."""
     if sys.stdout is None:
         raise ZephyraError("standard output is closed")
+    if _CONSOLE and sys.stdout.isatty():  # bytes would be read in its code page, text is not
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        return
     _unsent.extend(text.encode(sys.stdout.encoding, "backslashreplace"))
     try:
         while _unsent:
@@ -51,6 +55,7 @@ def draw(text: str) -> None:
         raise ZephyraError(f"cannot write to standard output: {error.strerror}") from None
 
 
+_CONSOLE = os.name == "nt"
 _unsent = bytearray()  # what an interruption kept from being written; it goes first with the next piece
 
 

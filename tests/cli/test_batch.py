@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.cli.process import PROGRAM, Run, start
+from zephyra_cli import batch_file
 from zephyra_cli.batch_file import Output, lines
 from zephyra_fusion.errors import ZephyraError
 
@@ -196,6 +197,22 @@ def test_an_output_belongs_to_its_input(tmp_path: Path) -> None:
             Output(folder, {})
 
 
+def test_the_journal_goes_where_open_files_cannot_be_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows: nothing of it may be open any more when it is deleted."""
+    monkeypatch.setattr(batch_file, "_DELETES_OPEN_FILES", False)
+    output = Output(tmp_path / "out.jsonl", {})
+    output.write(0, {"n": 0})
+    kept, unlink = output._kept, Path.unlink
+
+    def check(path: Path, missing_ok: bool = False) -> None:
+        assert kept is not None and kept.closed
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", check)
+    output.finish()
+    assert not output.journal.exists() and records(output.path) == [{"n": 0}]
+
+
 def test_cut_at_any_byte_it_comes_out_whole(tmp_path: Path) -> None:
     """Answers in random order; the run ends again and again, the end of either file torn off at a random byte."""
     dice = random.Random(5)
@@ -220,8 +237,6 @@ def test_cut_at_any_byte_it_comes_out_whole(tmp_path: Path) -> None:
 
 
 def test_a_line_that_is_too_long_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from zephyra_cli import batch_file
-
     monkeypatch.setattr(batch_file, "MOST_BYTES", 10)
     path = tmp_path / "in"
     path.write_bytes(b"short\n" + b"x" * 55 + b"\n\nnext\n" + b"last, without an end")

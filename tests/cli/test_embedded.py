@@ -37,6 +37,16 @@ def test_the_embedded_pack_is_whole_and_small(nano: Pack) -> None:
     assert all(record.license and record.source for record in nano.files.values())
 
 
+def test_its_shape_is_one_that_runs_well(nano: Pack) -> None:
+    """Heads of 128, and every matrix in widths of 256: flash attention, and K-quants that never fall back."""
+    from zephyra_converters.gguf_header import read_header
+
+    header = read_header(nano.path(nano.base))
+    assert header.metadata[f"{header.architecture}.attention.key_length"] == 128
+    widths = [tensor.shape[0] for tensor in header.tensors.values() if len(tensor.shape) == 2]
+    assert len(widths) > 40 and all(width % 256 == 0 for width in widths)
+
+
 @pytest.mark.parametrize(
     ("prompt", "domain"),
     [
