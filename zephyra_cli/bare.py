@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zephyra_cli.text import encode
 from zephyra_fusion.chat import ZEPHYRA, ZEPHYRA_JINJA
@@ -15,6 +16,7 @@ from zephyra_fusion.types import Message, Segment
 
 if TYPE_CHECKING:
     from zephyra_cli.backends.protocol import Backend
+    from zephyra_converters.gguf_header import GGUFHeader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,50 @@ def bare_prompt(path: Path, messages: Sequence[Message], backend: Backend, *, ra
         raise ZephyraError(f"'{path}' has no chat template", hint="--raw continues the text without one")
     ids = encode(segments, backend)
     return [habits.first, *ids] if habits.first is not None and ids[:1] != [habits.first] else ids
+
+
+def facts(path: Path) -> dict[str, Any]:
+    """What a .gguf or a checkpoint folder says of itself, by a `Pack`'s names. ZephyraError: it is damaged."""
+    if path.is_dir():
+        return _config_facts(path)
+    from zephyra_converters.gguf_check import check_gguf
+
+    return header_facts(check_gguf(path))
+
+
+def header_facts(header: GGUFHeader) -> dict[str, Any]:
+    """As `facts`, of the header of a model or an adapter."""
+    from math import prod
+
+    context = header.metadata.get(f"{header.architecture}.context_length")
+    types = Counter(tensor.type_name for tensor in header.tensors.values() if len(tensor.shape) > 1)
+    return {
+        "description": f"{header.metadata.get('general.name', '')}"[:200],
+        "license": f"{header.metadata.get('general.license', '')}"[:200],
+        "architecture": header.architecture,
+        "parameters": sum(prod(tensor.shape) for tensor in header.tensors.values()),
+        "context_length": context if isinstance(context, int) else 0,
+        "quantization": types.most_common(1)[0][0] if types else "",
+    }
+
+
+def _config_facts(folder: Path) -> dict[str, Any]:
+    """Of `config.json` and the headers of the weights; nothing of them is computed."""
+    from math import prod
+
+    from zephyra_converters.json_file import read_json
+    from zephyra_converters.safetensors_file import read_safetensors
+
+    config = read_json(folder / "config.json")
+    kind, context = config.get("model_type"), config.get("max_position_embeddings")
+    tensors = [t for file in sorted(folder.glob("*.safetensors")) for t in read_safetensors(file).values()]
+    types = Counter(tensor.dtype for tensor in tensors)
+    return {
+        "architecture": kind[:100] if isinstance(kind, str) else "",
+        "parameters": sum(prod(tensor.shape) for tensor in tensors),
+        "context_length": context if type(context) is int else 0,
+        "quantization": types.most_common(1)[0][0] if types else "",
+    }
 
 
 def _of_file(path: Path) -> _Habits:

@@ -91,6 +91,7 @@ class Repository:
 def look_up(reference: Reference) -> Repository:
     """What the hub holds under a reference now. ZephyraError: nothing, or nothing for us; the hint says what to do."""
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
     def ask() -> Any:
         return HfApi().model_info(
@@ -102,6 +103,8 @@ def look_up(reference: Reference) -> Repository:
             info = patiently(ask, attempts=3)
             card = info.card_data.to_dict() if info.card_data else {}
             files = {file.name: file for file in map(_remote_file, info.siblings or ())}
+        except (HfHubHTTPError, UnicodeEncodeError):  # some are ValueErrors too
+            raise
         except (ValueError, TypeError, KeyError, AttributeError) as error:  # huggingface-hub believes what it reads
             raise ZephyraError(
                 f"what '{reference.repository}' is described by cannot be read: {error!r}"[:300],
@@ -197,7 +200,7 @@ def explained(reference: Reference) -> Iterator[None]:
             f"'{repository}' has no revision '{reference.revision}'", hint=_revisions(reference)
         ) from None
     except errors.RemoteEntryNotFoundError as error:
-        raise ZephyraError(f"'{repository}' lacks a file that it lists: {error.response.url}") from None
+        raise ZephyraError(f"'{repository}' lacks a file that it lists: {_shown(error.response.url)}") from None
     except errors.OfflineModeIsEnabled:
         raise ZephyraError(
             f"'{reference}' is on the hub, and the network is forbidden (HF_HUB_OFFLINE)", hint="unset HF_HUB_OFFLINE"
@@ -211,10 +214,16 @@ def explained(reference: Reference) -> Iterator[None]:
         certificate = "CERTIFICATE" in reason.upper()
         hint = "is this machine's clock right?" if certificate else "is there a network? (HF_ENDPOINT, HTTPS_PROXY)"
         raise ZephyraError(f"cannot reach {endpoint}: {reason}", hint=f"{hint}; what arrived is kept") from None
+    except (httpx2.TooManyRedirects, httpx2.DecodingError, httpx2.InvalidURL) as error:
+        reason = str(error) or type(error).__name__
+        broken = "something between here and the hub (a proxy, a mirror) is broken"
+        raise ZephyraError(f"{endpoint} cannot be understood: {reason}", hint=broken) from None
+    except UnicodeEncodeError:  # of a header; its text would show the token
+        raise ZephyraError("the token holds letters that no token has", hint=login) from None
 
 
 def _refused(error: Any, login: str) -> ZephyraError:
-    status, server = error.response.status_code, (error.server_message or "").strip()
+    status, server = error.response.status_code, _without_token((error.server_message or "").strip())
     said = f" ({server[:200]})" if server else ""
     where = f"{error.response.url.scheme}://{error.response.url.netloc.decode()}"
     if status == 401:
@@ -227,6 +236,19 @@ def _refused(error: Any, login: str) -> ZephyraError:
         return ZephyraError(f"{where} has had too many requests{said}", hint=f"try again {soon}; what arrived is kept")
     hint = "that is the server's fault; try again later, what arrived is kept" if status >= 500 else None
     return ZephyraError(f"{where} answers {status} {error.response.reason_phrase}{said}", hint=hint)
+
+
+def _shown(url: Any) -> str:
+    """An address without its query: signatures are worth as much as tokens."""
+    return str(url.copy_with(query=None, userinfo=b""))
+
+
+def _without_token(text: str) -> str:
+    """What a server says, should it repeat our token."""
+    from huggingface_hub import get_token
+
+    token = get_token()
+    return text.replace(token, "(the token)") if token else text
 
 
 def _nearest(repository: str, login: str) -> str:

@@ -1,8 +1,9 @@
-"""Values out of a manifest, each of the kind that is expected or an error that names it."""
+"""Values out of a manifest, each of the kind that is expected or an error that names it; links that leave the pack."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from zephyra_fusion.errors import ZephyraError
@@ -27,6 +28,14 @@ def take(values: Mapping[str, Any], key: str, kind: type[T], where: str, default
 def shown(value: Any) -> str:
     text = repr(value)
     return "missing" if value is None else text if len(text) <= 40 else text[:40] + "…"
+
+
+def leads_out(root: Path, path: Path) -> bool:
+    """Whether a file of a folder lies elsewhere, by a link."""
+    inside, there = root.resolve(), path.resolve()
+    # huggingface-hub's cache keeps a repository's contents in blobs/ and links to them from snapshots/COMMIT/
+    cached = inside.parent.name == "snapshots" and there.is_relative_to(inside.parent.parent / "blobs")
+    return not there.is_relative_to(inside) and not cached
 
 
 _WORDS: dict[type, str] = {str: "a text", int: "a whole number", float: "a number", dict: "an object", list: "a list"}

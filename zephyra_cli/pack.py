@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from zephyra_cli.detectors import Detector
-from zephyra_cli.manifest import check, shown, take
+from zephyra_cli.manifest import check, leads_out, shown, take
 from zephyra_fusion.chat import ZEPHYRA, ChatTemplate
 from zephyra_fusion.errors import ZephyraError, did_you_mean
 from zephyra_fusion.router import NONE, Router
@@ -169,12 +169,10 @@ class Pack:
         if not path.exists():
             hint = f"zephyra models verify {self.root}"
             raise ZephyraError(f"model '{self.name}' lacks its file '{path}'", hint=hint)
-        inside, there = self.root.resolve(), path.resolve()
-        # huggingface-hub's cache keeps a repository's contents in blobs/ and links to them from snapshots/COMMIT/
-        cached = inside.parent.name == "snapshots" and there.is_relative_to(inside.parent.parent / "blobs")
-        if self.files and not there.is_relative_to(inside) and not cached:
+        if self.files and leads_out(self.root, path):
             raise ZephyraError(
-                f"'{path}' is a link that leads out of the pack, to '{there}'", hint="put the file itself there"
+                f"'{path}' is a link that leads out of the pack, to '{path.resolve()}'",
+                hint="put the file itself there",
             )
         return path
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zephyra_cli import install, store
+from zephyra_cli.bare import header_facts
 from zephyra_cli.disk import digest
 from zephyra_cli.download import Progress, beginning, fetched
 from zephyra_cli.hub import Reference, RemoteFile, Repository, look_up
@@ -23,24 +24,30 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Pulled:
-    """What a pull brought: `kind` is pack, gguf, checkpoint or adapter, `size` its bytes on the disk."""
+    """What a pull brought: `kind` is pack, gguf, checkpoint or adapter, `size` its bytes on the disk.
+
+    `before`: the commit that lay there, if any; `fetched`: bytes that were not on this machine.
+    """
 
     name: str
     kind: str
     root: Path
     commit: str
     size: int
+    before: str | None
+    fetched: int
 
 
-@dataclass(frozen=True)
+@dataclass
 class Job:
-    """One pull: where from, and how it speaks to the user."""
+    """One pull: where from, how it speaks to the user, and how many bytes had to be fetched so far."""
 
     reference: Reference
     repository: Repository
     name: str | None
     progress: Progress
     note: Note
+    fetched: int = 0
 
     @property
     def source(self) -> dict[str, str]:
@@ -53,7 +60,12 @@ class Job:
     def fetch(self, files: Iterable[RemoteFile], *, quiet: bool = False) -> Any:
         """`fetched`, of names that were checked. `quiet`: small files, before the size of the whole is known."""
 
+        begun = False
+
         def progress(done: int, total: int | None, text: str) -> None:
+            nonlocal begun
+            if not begun:
+                begun, self.fetched = True, self.fetched + (total or 0) - done
             if not quiet:
                 self.progress(done, total, text or self.repository.name)
 
@@ -83,9 +95,16 @@ def pull(
     `name`: what it shall be called here. `base`: the installed model that an adapter belongs to.
     """
     reference = Reference.parse(text)
-    install.recover()
-    repository = look_up(reference)
-    job, files = Job(reference, repository, name, progress, note), repository.files
+    try:
+        install.recover()
+        return _pull(Job(reference, look_up(reference), name, progress, note), base)
+    except KeyboardInterrupt:
+        note("stopped; what arrived is kept, and the same command goes on there")
+        raise
+
+
+def _pull(job: Job, base: str | None) -> Pulled:
+    reference, repository, files = job.reference, job.repository, job.repository.files
     if MANIFEST in files and not reference.part:
         return _pull_pack(job)
     if "adapter_config.json" in files and not reference.part:
@@ -159,19 +178,17 @@ def _pull_gguf(job: Job, found: list[Candidate], base: str | None) -> Pulled:
     check_header(header)
     with job.fetch(chosen.files) as paths:
         kept = {Path(name).name: path for name, path in paths.items()}
-        context = header.metadata.get(f"{header.architecture}.context_length", 0)
+        facts = header_facts(header)
         manifest = {
             "format": "zephyra-pack",
             "version": 1,
             "name": Path(chosen.name).name,
-            "description": f"{header.metadata.get('general.name', '')}"[:200],
-            "license": job.repository.license or f"{header.metadata.get('general.license', '')}"[:200],
+            "description": facts["description"],
+            "license": job.repository.license or facts["license"],
             "base": {
                 "file": Path(first.name).name,
-                "architecture": header.architecture,
-                "parameters": _parameters(header),
-                "context_length": context if isinstance(context, int) else 0,
-                "quantization": chosen.quantization or quantization_of(chosen.name),
+                **{key: facts[key] for key in ("architecture", "parameters", "context_length")},
+                "quantization": chosen.quantization or quantization_of(chosen.name) or facts["quantization"],
             },
             "chat": None,  # the file's own
             "source": job.source,
@@ -189,12 +206,6 @@ def remote_header(repository: Repository, file: RemoteFile) -> Any:
     header = parse_header(data, file.size, where)
     assert header is not None  # parse_header refuses what does not end
     return header
-
-
-def _parameters(header: Any) -> int:
-    from math import prod
-
-    return sum(prod(tensor.shape) for tensor in header.tensors.values())
 
 
 def _pull_checkpoint(job: Job) -> Pulled:
@@ -229,5 +240,6 @@ def _shards(index: Path, repository: Repository) -> list[str]:
 def settle(job: Job, kind: str, named: str, paths: Mapping[str, Path], record: dict[str, Any]) -> Pulled:
     """Install what was fetched, under a name, with what is known of it."""
     root = install.place(kind, job.name, named, job.repository.name, str(job.reference))
+    before = install.source_of(root).get("commit")
     install.install(root, {name: path for name, path in paths.items() if name != MANIFEST}, record, job.note)
-    return Pulled(root.name, kind, root, job.repository.commit, store.size_of([root]))
+    return Pulled(root.name, kind, root, job.repository.commit, store.size_of([root]), before, job.fetched)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zephyra_cli.manifest import leads_out
 from zephyra_cli.pack import MANIFEST, Pack
 from zephyra_cli.settings import DEFAULT_MODEL, home
 from zephyra_fusion.errors import ZephyraError, did_you_mean
@@ -208,6 +209,8 @@ def changed(root: Path, files: Mapping[str, tuple[int, str]]) -> list[str]:
         path = root / name
         if not path.is_file():
             wrong.append(f"{name}: missing")
+        elif leads_out(root, path):
+            wrong.append(f"{name}: a link that leads out of the model, to '{path.resolve()}'")
         elif (found := path.stat().st_size) != size:
             wrong.append(f"{name}: {found} bytes, the manifest says {size}")
         elif (read := digest(path, sha256)) != sha256:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,10 +44,12 @@ class Tokenizer:
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         tokenizer = self._special if special else self._plain
-        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+        with _panics_explained():
+            return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return [e.ids for e in self._plain.encode_batch(list(texts), add_special_tokens=False)]
+        with _panics_explained():
+            return [e.ids for e in self._plain.encode_batch(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._plain.decode(list(ids), skip_special_tokens=False))
@@ -71,6 +74,22 @@ class Tokenizer:
         if found is None:
             raise ZephyraError(f"the tokenizer has no token '{token}'")
         return int(found)
+
+
+@contextmanager
+def _panics_explained() -> Iterator[None]:
+    """A `tokenizer.json` may hold patterns that never end; its library then gives up by a panic of Rust.
+
+    That is an exception of no importable type, and no `Exception`.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ZephyraError(
+            f"the tokenizer fails on this text: {error}", hint="its tokenizer.json is at fault"
+        ) from None
 
 
 def _byte_letters() -> dict[str, int]:

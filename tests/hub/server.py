@@ -6,6 +6,7 @@ to another port, the "CDN"), ranges, and the uploads of a commit. `python -m tes
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import sys
@@ -37,6 +38,7 @@ class Fault:
     corrupt: bool = False  # one byte of the body is another
     ignore_range: bool = False  # 200 and the whole body, whatever was asked for
     body: bytes | None = None  # this instead of the body; its length is told honestly
+    encoding: str | None = None  # "chunked": no length; "gzip": packed, though nobody asked
 
 
 @dataclass
@@ -146,11 +148,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json(answer) if isinstance(answer, dict) else self._error(*answer)
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/refs", self.route):
             repository, _ = self._find(match[1], "main", facts=True)
-            branches = (
-                [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": c} for n, c in repository.refs.items()]
-                if repository
-                else []
-            )
+            refs = repository.refs.items() if repository else ()
+            branches = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": c} for n, c in refs]
             return self._json({"branches": branches, "tags": [], "converts": []}) if repository else None
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", self.route):
             repository, commit = self._find(match[1], match[2] or "main", facts=True)
@@ -232,8 +231,13 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.fault
         if fault.corrupt and body:
             body = body[:-1] + bytes([body[-1] ^ 1])
+        if fault.encoding == "gzip":
+            body, headers["Content-Encoding"] = gzip.compress(body), "gzip"
+        chunked = fault.encoding == "chunked"
+        length = {"Transfer-Encoding": "chunked"} if chunked else {"Content-Length": str(len(body))}
+        body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body) if chunked else body
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+        for name, value in {**length, **headers}.items():
             self.send_header(name, value)
         self.end_headers()
         asked, token = self.headers.get("Range"), self.headers.get("Authorization")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -50,6 +51,7 @@ def list_models(context: typer.Context, json: Json = False) -> None:
 
 
 def _facts(model: Installed) -> dict[str, Any]:
+    from zephyra_cli import bare
     from zephyra_cli.install import receipt_of
     from zephyra_cli.pack import Pack
 
@@ -62,7 +64,8 @@ def _facts(model: Installed) -> dict[str, Any]:
     }
     record = receipt_of(model.root)
     if model.kind != "pack":
-        return facts | {"license": record.get("license", ""), "source": record.get("source")}
+        said = bare.facts(model.root) if model.kind == "checkpoint" else {}
+        return facts | said | {"license": record.get("license", ""), "source": record.get("source")}
     pack = Pack.read(model.root)
     return facts | {
         "parameters": pack.parameters,
@@ -91,12 +94,14 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 @models.command()
 def show(name: Name, json: Json = False) -> None:
     """Show a model: domains, router, files, licences, where it came from."""
-    from zephyra_cli import store, ui
+    from zephyra_cli import bare, store, ui
 
     if (other := _no_pack(name)) is not None:
         _show_files(other, json)
         return
     pack = store.find(name, offline=True)
+    if not pack.files and not pack.architecture:
+        pack = replace(pack, **bare.facts(pack.root / pack.base))
     router, source = pack.router, pack.source
     facts: dict[str, Any] = {
         "name": pack.name,
@@ -132,9 +137,9 @@ def _show_files(model: Installed, json: bool) -> None:
     from zephyra_cli import ui
     from zephyra_cli.install import receipt_of
 
-    record = receipt_of(model.root)
+    record, facts = receipt_of(model.root), _facts(model)
     if json:
-        ui.write_json(_facts(model) | {"files": record.get("files", {})})
+        ui.write_json(facts | {"files": record.get("files", {})})
         return
     source = record.get("source", {})
     rows = [
@@ -143,6 +148,8 @@ def _show_files(model: Installed, json: bool) -> None:
         ("path", str(model.root)),
         ("license", record.get("license", "")),
     ]
+    plain = ("architecture", "parameters", "context_length", "quantization")
+    rows += [(key.replace("_", " "), str(facts[key])) for key in plain if facts.get(key)]
     rows.append(("source", f"{source.get('reference')}, commit {source.get('commit')}"))
     rows += [(f"file {name}", _size(path["size"])) for name, path in record.get("files", {}).items()]
     ui.write_table(rows)
