@@ -1,8 +1,9 @@
 """Domains that joined after the router was trained: one detector each, linear in what the router sees anyway.
 
-A newcomer's score is bias + sum of share[label] * p(label) over the classifier's labels + sum of weight[t] over the
-prompt's different tokens t / sum of their rarity. Above 0 it is the newcomer's prompt. The classifier itself stays as
-it was trained, so nothing is forgotten. `zephyra_converters.newcomers` learns the numbers.
+A newcomer's score is bias + sum of share[label] * p(label) + logs[label] * evidence(p(label)) over the classifier's
+labels + sum of weight[t] over the prompt's different tokens t / sum of their rarity. Above 0 it is the newcomer's
+prompt. The classifier itself stays as it was trained, so nothing is forgotten. `zephyra_converters.newcomers` learns
+the numbers.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zephyra_fusion.errors import ZephyraError
+from zephyra_fusion.router import evidence
 
 MOST_ODDS = 1e6
 
@@ -24,6 +26,7 @@ class Detector:
 
     name: str
     shares: Mapping[str, float]
+    logs: Mapping[str, float]
     bias: float
     sharpness: float
 
@@ -56,6 +59,7 @@ class Detectors:
         odds = {}
         for detector, weights in zip(self._detectors, self._weights, strict=True):
             score = detector.bias + math.fsum(weights[token] for token in tokens) / (whole or 1.0)
-            score += math.fsum(detector.shares.get(label, 0.0) * share for label, share in shares.items())
+            for label, share in shares.items():
+                score += detector.shares.get(label, 0.0) * share + detector.logs.get(label, 0.0) * evidence(share)
             odds[detector.name] = min(MOST_ODDS, math.exp(min(50.0, detector.sharpness * score)))
         return odds

@@ -190,7 +190,7 @@ def fetched(
 ) -> Iterator[dict[str, Path]]:
     """The files of a repository, whole and checked, by name, for the block to link elsewhere; dropped after it.
 
-    `here` says which files of this machine, by digest, are linked instead of fetched, once they were checked; it is
+    `here` says which files of this machine, by sha256, are linked instead of fetched, once they were checked; it is
     asked when nobody else can be fetching them. Of several processes that want a content one fetches it, others wait.
     ZephyraError: it cannot be had, and why.
     """
@@ -239,13 +239,12 @@ def beginning(repository: Repository, file: RemoteFile, enough: Callable[[bytes]
 def _run(contents: Collection[Content], progress: Progress) -> None:
     from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
-    stopped = threading.Event()
+    stopped, total = threading.Event(), sum(content.file.size for content in contents)
+    progress(sum(content.present for content in contents), total, "")  # before anything has arrived
     pool = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="pull")
     missing = [content for content in contents if not content.path.exists()]
     pending = {pool.submit(c.fetch, stripe, stopped) for c in missing for stripe in range(len(c.starts))}
-    total = sum(content.file.size for content in contents)
     try:
-        progress(sum(content.present for content in contents), total, "")
         while pending:
             done, pending = wait(pending, timeout=0.1, return_when=FIRST_EXCEPTION)
             for future in done:
@@ -264,9 +263,11 @@ def _reuse(content: Content, repository: Repository, here: Mapping[str, Path]) -
     from huggingface_hub.file_download import repo_folder_name
 
     cache = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repository.name, repo_type="model"), "blobs")
-    for path in (here.get(content.file.digest), cache / content.file.digest.removeprefix("git:")):
-        sized = path and path.is_file() and path.stat().st_size == content.file.size
-        if path and sized and digest(path, content.file.digest) == content.file.digest:
+    wanted, name = content.file.digest, Path(content.file.name).name
+    alike = [path for path in here.values() if path.name == name] if wanted.startswith("git:") else []
+    for path in (*filter(None, [here.get(wanted)]), *alike, cache / wanted.removeprefix("git:")):
+        sized = path.is_file() and path.stat().st_size == content.file.size
+        if sized and digest(path, wanted) == wanted:
             real = path.resolve()
             ours = real.is_relative_to(home().resolve()) or path == cache / path.name
             (link if ours else copy)(real, content.path)  # whoever owns another file may write into it

@@ -259,15 +259,18 @@ def _routing(entry: Mapping[str, Any], adapters: Mapping[str, Adapter]) -> dict[
 
 def _detector(entry: Any, labels: tuple[str, ...]) -> Detector:
     where = "router.newcomers.domains."
-    shares = take(check(entry, dict, where[:-1]), "shares", list, where)
-    if len(shares) != len(labels):
-        raise ZephyraError(f"{where}shares has {len(shares)} numbers for {len(labels)} labels")
-    numbers = [check(share, float, where + "shares") for share in shares]
+    check(entry, dict, where[:-1])
+    by_label = {}
+    for key, default in (("shares", None), ("logs", [0.0] * len(labels))):  # the first packs had no logs
+        numbers = [check(number, float, where + key) for number in take(entry, key, list, where, default)]
+        if len(numbers) != len(labels):
+            raise ZephyraError(f"{where}{key} has {len(numbers)} numbers for {len(labels)} labels")
+        by_label[key] = dict(zip(labels, numbers, strict=True))
     bias, sharpness = take(entry, "bias", float, where), take(entry, "sharpness", float, where)
-    if not all(math.isfinite(number) for number in (*numbers, bias)) or not 0.0 < sharpness <= 1000.0:
+    every = [bias, *(number for numbers in by_label.values() for number in numbers.values())]
+    if not all(map(math.isfinite, every)) or not 0.0 < sharpness <= 1000.0:
         raise ZephyraError(f"{where[:-1]}: a number is not finite, or the sharpness is not between 0 and 1000")
-    named = dict(zip(labels, numbers, strict=True))
-    return Detector(name=take(entry, "name", str, where), shares=named, bias=bias, sharpness=sharpness)
+    return Detector(name=take(entry, "name", str, where), **by_label, bias=bias, sharpness=sharpness)
 
 
 def _chat(entry: Mapping[str, Any]) -> ChatTemplate:

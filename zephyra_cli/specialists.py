@@ -248,9 +248,7 @@ def _teach(change: PackChange, samples: Sequence[Sample], newcomers: Sequence[st
     write_newcomers(place, rarity, learned)
     router["newcomers"] = {
         "file": change.record(place, license=license, source="learned from examples"),
-        "domains": [
-            {"name": d.name, "bias": d.bias, "sharpness": d.sharpness, "shares": list(d.shares)} for d in learned
-        ],
+        "domains": [detector.entry() for detector in learned],
     }
     return {detector.name: detector.report() for detector in learned}
 

@@ -12,6 +12,12 @@ from zephyra_fusion.types import Route
 NONE = "none"
 
 
+def evidence(share: float) -> float:
+    """A probability on a scale of its logarithm: 0 for at most 0.0001, 1 for 1. Whether 0.1 or 0.001 is left for
+    `none` says how sure the classifier is."""
+    return 1.0 + math.log10(max(1e-4, share)) / 4.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Router:
     """Labels in the order of the logits, the calibration (`temperature`) and the price of trust (`threshold`).

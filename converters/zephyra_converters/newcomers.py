@@ -1,8 +1,9 @@
 """Learning to tell a new domain's prompts from all others, from a few examples, in closed form.
 
 Ridge regression (weighted, so that both sides count the same) on three views of a prompt: its tokens, the mean of the
-base's own token embeddings, and the router's probabilities. The leave-one-out predictions of a ridge are exact and
-free (Rifkin and Lippert 2007), so every example is also an honest test: they set the threshold and fill the report.
+base's own token embeddings, and the router's probabilities, as they are and as logarithms. The leave-one-out
+predictions of a ridge are exact and free (Rifkin and Lippert 2007), so every example is also an honest test: they set
+the threshold and fill the report.
 """
 
 from __future__ import annotations
@@ -19,18 +20,19 @@ from zephyra_converters.gguf_file import Planned, write_gguf_file
 from zephyra_converters.gguf_header import read_header
 from zephyra_converters.gguf_read import tensor_of
 from zephyra_fusion.errors import ZephyraError
-from zephyra_fusion.router import NONE
+from zephyra_fusion.router import NONE, evidence
 
 if TYPE_CHECKING:
     import numpy as np
 
 FEWEST = 10  # examples of a newcomer; 30 to 50 are better
 LEAST_OTHERS = 50
-STOLEN = 0.005  # of the other domains' examples, at most, while the threshold is set
-STOLEN_FROM_BASE = 0.15  # of those that are nobody's
+STOLEN = 0.0075  # of the other domains' examples, at most, while the threshold is set
+STOLEN_FROM_BASE = (0.15, 0.2, 0.25, 0.3)  # of those that are nobody's: the first that leaves the newcomer its own
+FOUND = 0.95  # of the newcomer's own, that is
 MISSED = 0.03  # of the newcomer's own, where the others leave room
 MARGIN = 0.25  # of the way between the two
-RIDGES = (0.1, 0.3, 1.0, 3.0)
+RIDGES = (0.3, 1.0, 3.0, 10.0)
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,18 @@ class Learned:
     name: str
     weights: np.ndarray
     shares: tuple[float, ...]
+    logs: tuple[float, ...]
     bias: float
     sharpness: float
     examples: int
     found: int
     others: Mapping[str, int]
     taken: Sequence[tuple[str, str]]  # prompt (where it is known), domain
+
+    def entry(self) -> dict[str, Any]:
+        """What a pack's manifest says of it."""
+        numbers = {"shares": list(self.shares), "logs": list(self.logs)}
+        return {"name": self.name, "bias": self.bias, "sharpness": self.sharpness, **numbers}
 
     def report(self) -> dict[str, Any]:
         count: dict[str, int] = {}
@@ -148,7 +156,7 @@ def _views(rare: np.ndarray, embeddings: np.ndarray, samples: Sequence[Sample]) 
     size = float(np.sqrt((mean * mean).sum(axis=1).mean()))
     meant = mean @ embeddings
     middle, scale = meant.mean(axis=0), meant.std(axis=0) * math.sqrt(meant.shape[1]) + 1e-6
-    shares = np.array([sample.shares for sample in samples], dtype=np.float32)
+    shares = np.array([[*sample.shares, *map(evidence, sample.shares)] for sample in samples], dtype=np.float32)
     x = np.concatenate((mean / size, (meant - middle) / scale, shares), axis=1)
     return _Views(x=x, tokens=mean.shape[1], size=size, middle=middle, scale=scale)
 
@@ -168,26 +176,27 @@ def _detector(name: str, samples: Sequence[Sample], views: _Views) -> tuple[Lear
     sides = np.where(own, 1.0, -1.0)
     weight = len(sides) * np.where(own, 0.5 / own.sum(), 0.5 / (~own).sum())
     kernel = views.x.astype(np.float64) @ views.x.T + 1.0
-    best: tuple[tuple[float, float], np.ndarray, np.ndarray, float] | None = None
+    best: tuple[tuple[float, float], np.ndarray, np.ndarray] | None = None
     for ridge in RIDGES:
         inverse = np.linalg.inv(kernel + np.diag(ridge / weight))
         dual = inverse @ sides
         left_out = sides - dual / np.diag(inverse)
-        low = max(_limit(left_out[domains], STOLEN), _limit(left_out[nobodys], STOLEN_FROM_BASE))
+        low = max(_limit(left_out[domains], STOLEN), _limit(left_out[nobodys], STOLEN_FROM_BASE[0]))
         quality = float((left_out[own] > low).mean()), -float((weight * (left_out - sides) ** 2).sum())
         if best is None or quality > best[0]:
-            best = quality, dual, left_out, low
+            best = quality, dual, left_out
     assert best is not None
-    _, dual, left_out, low = best
-    high = float(np.quantile(left_out[own], MISSED))
-    threshold = low + max(0.0, MARGIN * (high - low)) + 1e-6
+    _, dual, left_out = best
+    threshold = _threshold(left_out[own], left_out[domains], left_out[nobodys])
     features = views.x.T.astype(np.float64) @ dual
-    direction = features[views.tokens : -len(samples[0].shares)] / views.scale
+    labels = len(samples[0].shares)
+    direction = features[views.tokens : -2 * labels] / views.scale
     scores = left_out - threshold
     detector = Learned(
         name=name,
         weights=(features[: views.tokens] / views.size).astype(np.float32),
-        shares=tuple(float(value) for value in features[-len(samples[0].shares) :]),
+        shares=tuple(map(float, features[-2 * labels : -labels])),
+        logs=tuple(map(float, features[-labels:])),
         bias=float(dual.sum() - views.middle @ direction - threshold),
         sharpness=_sharpness(scores * sides, weight),
         examples=int(own.sum()),
@@ -196,6 +205,23 @@ def _detector(name: str, samples: Sequence[Sample], views: _Views) -> tuple[Lear
         taken=[(samples[n].prompt, samples[n].domain) for n in map(int, np.flatnonzero((scores > 0) & ~own))],
     )
     return detector, direction.astype(np.float32)
+
+
+def _threshold(own: np.ndarray, domains: np.ndarray, nobodys: np.ndarray) -> float:
+    """The score that makes a prompt the newcomer's, by the left-out scores of all sides.
+
+    The other domains' examples are never given up for it, nobody's are: a newcomer of many kinds of prompts, as unlike
+    each other as those of nobody, would else lose too many of its own.
+    """
+    import numpy as np
+
+    high = float(np.quantile(own, MISSED))
+    for share in STOLEN_FROM_BASE:
+        low = max(_limit(domains, STOLEN), _limit(nobodys, share))
+        threshold = low + max(0.0, MARGIN * (high - low)) + 1e-6
+        if (own > threshold).mean() >= FOUND:
+            break
+    return threshold
 
 
 def _limit(scores: np.ndarray, share: float) -> float:

@@ -29,8 +29,8 @@ def test_the_files_formula_gives_the_learned_scores(tiny_gguf: Path, tmp_path: P
     given = samples()
     rarity, (learned,) = learn(tiny_gguf, ["new"], given)
     write_newcomers(tmp_path / "n.gguf", rarity, [learned])
-    shares = dict(zip("abc", learned.shares, strict=True))
-    detector = Detector(name="new", shares=shares, bias=learned.bias, sharpness=learned.sharpness)
+    shares, logs = (dict(zip("abc", numbers, strict=True)) for numbers in (learned.shares, learned.logs))
+    detector = Detector(name="new", shares=shares, logs=logs, bias=learned.bias, sharpness=learned.sharpness)
     detectors = Detectors(tmp_path / "n.gguf", [detector])
     fired = {
         sample.prompt
@@ -70,7 +70,7 @@ def test_too_few_examples_are_refused(tiny_gguf: Path) -> None:
 
 def test_damaged_weights_are_refused(tiny_gguf: Path, tmp_path: Path) -> None:
     rarity, (learned,) = learn(tiny_gguf, ["new"], samples())
-    detector = Detector(name="new", shares={}, bias=0.0, sharpness=1.0)
+    detector = Detector(name="new", shares={}, logs={}, bias=0.0, sharpness=1.0)
     write_newcomers(tmp_path / "n.gguf", rarity, [learned])
     with pytest.raises(ZephyraError, match="weights of 2 newcomers"):
         Detectors(tmp_path / "n.gguf", [detector, detector])

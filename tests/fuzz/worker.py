@@ -75,7 +75,8 @@ class GGUF(Target):
         from zephyra_fusion.types import SamplingParams
 
         if path.name.startswith("newcomers"):
-            detectors = Detectors(path, [Detector(name="x", shares={"a": 1.0}, bias=0.0, sharpness=1.0)])
+            detector = Detector(name="x", shares={"a": 1.0}, logs={"a": 1.0}, bias=0.0, sharpness=1.0)
+            detectors = Detectors(path, [detector])
             detectors.odds(range(400), {"a": 0.5})
             return
         if path.name.startswith("router"):

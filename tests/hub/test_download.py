@@ -214,6 +214,7 @@ def test_ctrl_c_keeps_what_arrived(hub: Hub, pulled: Pull) -> None:
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=20)
     assert process.returncode == 130 and b"Traceback" not in told
+    assert b"what arrived is kept, and the same command goes on there" in told
     kept = part_bytes()
     assert kept > 0
     assert whole(pulled("hf:ada/model").root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -57,7 +58,9 @@ def add(
     ] = None,
     model: Model = None,
     description: Annotated[str, typer.Option(metavar="TEXT", help="What the domain is about.")] = "",
-    license: Annotated[str, typer.Option(metavar="SPDX", help="The adapter's licence. [default: the model's]")] = "",
+    license: Annotated[
+        str, typer.Option(metavar="SPDX", help="The adapter's licence. [default: its own, else the model's]")
+    ] = "",
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare the converted adapter with its source.")
     ] = True,
@@ -79,14 +82,15 @@ def add(
     if unknown := sorted({example.domain for example in labelled} - known):
         raise typer.BadParameter(f"--others names domains that the model lacks: {', '.join(unknown)}")
     prompts = read_prompts(examples) if examples else []
+    path, source, its_license = _adapter(adapter, pack, offline)
     newcomer = specialists.Newcomer(
         name=name,
-        adapter=_adapter(adapter, pack, offline),
+        adapter=path,
         prompts=prompts,
         others=labelled,
         description=description,
-        license=license,
-        source=adapter,
+        license=license or its_license,
+        source=source,
         verify=verify,
     )
     with Progress() as progress:
@@ -177,9 +181,10 @@ def _pack(model: str | None, offline: bool | None = None) -> Pack:
     return store.find(chosen.model, offline=chosen.offline)
 
 
-def _adapter(reference: str, pack: Pack, offline: bool | None) -> Path:
-    """Where the adapter lies, fetched if need be. ZephyraError: nowhere."""
+def _adapter(reference: str, pack: Pack, offline: bool | None) -> tuple[Path, str, str]:
+    """Where the adapter lies, fetched if need be; where it is from, its licence if known. ZephyraError: nowhere."""
     from zephyra_cli import settings, ui
+    from zephyra_cli.install import receipt_of
     from zephyra_cli.progress import Progress
     from zephyra_fusion.errors import ZephyraError
 
@@ -187,7 +192,8 @@ def _adapter(reference: str, pack: Pack, offline: bool | None) -> Path:
         path = Path(reference).expanduser()
         if not path.exists():
             raise ZephyraError(f"there is no adapter '{path}'")
-        return path
+        receipt = receipt_of(path if path.is_dir() else path.parent)
+        return path, _origin(receipt) or reference, str(receipt.get("license", ""))
     settings.require_network(f"'{reference}'", offline)
     from zephyra_cli.pull import pull
 
@@ -195,8 +201,14 @@ def _adapter(reference: str, pack: Pack, offline: bool | None) -> Path:
         pulled = pull(reference, base=str(pack.root), progress=progress, note=ui.note)
     if pulled.kind != "adapter":
         raise ZephyraError(f"'{reference}' is no adapter but a {pulled.kind}")
-    files = list(pulled.root.glob("*.gguf"))
-    return files[0] if files else pulled.root
+    files, receipt = list(pulled.root.glob("*.gguf")), receipt_of(pulled.root)
+    return files[0] if files else pulled.root, _origin(receipt), str(receipt.get("license", ""))
+
+
+def _origin(receipt: Mapping[str, Any]) -> str:
+    """Where a pulled adapter is from; nothing for others."""
+    source = receipt.get("source")
+    return f"hf:{source.get('repository')}@{source.get('commit')}" if isinstance(source, dict) else ""
 
 
 def _show(report: dict[str, Any], json: bool, said: str) -> None:
