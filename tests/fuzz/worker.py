@@ -76,8 +76,7 @@ class GGUF(Target):
 
         if path.name.startswith("newcomers"):
             detector = Detector(name="x", shares={"a": 1.0}, logs={"a": 1.0}, bias=0.0, sharpness=1.0)
-            detectors = Detectors(path, [detector])
-            detectors.odds(range(400), {"a": 0.5})
+            Detectors(path, [detector]).odds(range(400), {"a": 0.5})
             return
         if path.name.startswith("router"):
             classifier = LlamaClassifier(path, threads=1)
