@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.converters.conftest import VARIANTS, edited
+from zephyra_converters.checkpoint import LazyTensor
 from zephyra_converters.convert import Options, convert
 from zephyra_converters.decoder_reference import reference_logits
 from zephyra_converters.gguf_header import read_header
@@ -18,7 +19,7 @@ from zephyra_converters.hf import read_hf
 from zephyra_converters.loaded import LoadedGGUF
 from zephyra_converters.lora import read_lora_gguf, write_lora_gguf
 from zephyra_converters.peft import read_peft, write_peft
-from zephyra_converters.safetensors_file import read_safetensors
+from zephyra_converters.safetensors_file import read_safetensors, write_safetensors
 from zephyra_fusion.errors import ZephyraError
 
 
@@ -225,3 +226,22 @@ def test_old_bin_adapters_are_read(adapted: Callable[[str], tuple[Any, Path, Pat
     torch.save({n: torch.from_numpy(v).to(torch.bfloat16) for n, v in tensors.items()}, source / "adapter_model.bin")
     convert(source, tmp_path / "a.gguf", Options(base=base, verify=False))
     assert read_peft(source).rank == 8
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+def test_adapters_of_sixteen_bits_keep_every_bit(
+    dtype: str, adapted: Callable[[str], tuple[Any, Path, Path]], tmp_path: Path
+) -> None:
+    _, folder, base = adapted("plain")
+    source = edited(folder, tmp_path / "edited")
+    tensors = {n: t.read() for n, t in read_safetensors(source / "adapter_model.safetensors").items()}
+    lazy = [LazyTensor.holding(name, values) for name, values in tensors.items()]
+    write_safetensors(source / "adapter_model.safetensors", lazy, dtype)
+    stored = read_safetensors(source / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {dtype}
+    convert(source, tmp_path / "a.gguf", Options(quantization=dtype, base=base))
+    assert {tensor.type_name for tensor in read_header(tmp_path / "a.gguf").tensors.values()} == {dtype}
+    convert(tmp_path / "a.gguf", tmp_path / "back", Options(to="hf", base=base))
+    back = read_safetensors(tmp_path / "back" / "adapter_model.safetensors")
+    assert back.keys() == stored.keys()
+    assert all(np.array_equal(back[name].read(), stored[name].read()) for name in stored)

@@ -12,12 +12,14 @@ import pytest
 
 from zephyra_converters.convert import Options, convert
 from zephyra_converters.decoder_reference import reference_hidden
+from zephyra_converters.gguf_check import check_gguf
 from zephyra_converters.gguf_header import read_header
 from zephyra_converters.gguf_write import plan_gguf, write_gguf
 from zephyra_converters.hf import read_hf
 from zephyra_converters.imatrix import CHUNK, compute_importance, importance_of, read_importance
 from zephyra_converters.names import DECODER, translate
-from zephyra_converters.quantize import NEED_CALIBRATION
+from zephyra_converters.quantize import NEED_CALIBRATION, QUANTIZATIONS, Quantization, run
+from zephyra_converters.sizes import sizes_by_type
 from zephyra_fusion.errors import ZephyraError
 
 WORDS = "find all files larger than a megabyte in the home folder and list the names of them "
@@ -128,6 +130,21 @@ def test_calibration_opens_the_smallest_types(kind: str, wide: Callable[[], Path
     part = convert(wide(), tmp_path / "a.gguf", options).parts[0]
     assert part.calibration is not None and "calibration.txt" in part.calibration
     assert part.bytes < 0.3 * convert(wide(), tmp_path / "b.gguf", Options(quantization="F16", verify=False)).bytes
+
+
+def test_every_type_is_written_and_its_size_is_known_before(wide: Callable[[], Path], tmp_path: Path) -> None:
+    """In this process, because a new one for each of the types would take a second."""
+    plan = plan_gguf(read_hf(wide()))
+    write_gguf(plan, tmp_path / "plain.gguf", "F32")
+    values = {tensor.name: np.ones(tensor.columns, "f4") for tensor in plan.tensors}
+    planned = sizes_by_type(plan)
+    assert planned.keys() == QUANTIZATIONS.keys()
+    for name, size in planned.items():
+        target = tmp_path / f"{name}.gguf"
+        needed = values if name in NEED_CALIBRATION else {}
+        assert run(str(tmp_path / "plain.gguf"), str(target), Quantization(name=name), needed) == 0, name
+        check_gguf(target)
+        assert abs(target.stat().st_size - size) < 256, name  # the header says what was done
 
 
 def test_types_by_pattern(wide: Callable[[], Path], tmp_path: Path) -> None:
