@@ -133,16 +133,19 @@ def test_calibration_opens_the_smallest_types(kind: str, wide: Callable[[], Path
 
 
 def test_every_type_is_written_and_its_size_is_known_before(wide: Callable[[], Path], tmp_path: Path) -> None:
-    """In this process, because a new one for each of the types would take a second."""
+    """In this process, because a new one for each of the types would take a second.
+
+    The smallest, which cost the quantizer a second each, are left to the test of calibration.
+    """
     plan = plan_gguf(read_hf(wide()))
     write_gguf(plan, tmp_path / "plain.gguf", "F32")
-    values = {tensor.name: np.ones(tensor.columns, "f4") for tensor in plan.tensors}
     planned = sizes_by_type(plan)
     assert planned.keys() == QUANTIZATIONS.keys()
     for name, size in planned.items():
+        if name in NEED_CALIBRATION:
+            continue
         target = tmp_path / f"{name}.gguf"
-        needed = values if name in NEED_CALIBRATION else {}
-        assert run(str(tmp_path / "plain.gguf"), str(target), Quantization(name=name), needed) == 0, name
+        assert run(str(tmp_path / "plain.gguf"), str(target), Quantization(name=name), {}) == 0, name
         check_gguf(target)
         assert abs(target.stat().st_size - size) < 256, name  # the header says what was done
 
