@@ -88,6 +88,27 @@ def test_a_model_drafts_itself_perfectly(plain: LlamaBackend, guessing: LlamaBac
     assert guessing.usage.accepted == guessing.usage.drafted > 20
 
 
+@pytest.mark.parametrize("weights", MIXES)
+def test_a_model_in_llama_cpp_drafts_for_one_in_torch(
+    weights: dict[str, float], tiny_gguf: Path, tiny_adapters: dict[str, Path], plain: LlamaBackend
+) -> None:
+    pytest.importorskip("torch")
+    from zephyra_cli.backends.fusion import FusionBackend
+
+    target = FusionBackend(tiny_gguf, device="cpu", threads=1)
+    for name, path in tiny_adapters.items():
+        target.add_adapter(name, path)
+    for backend in target, plain:
+        backend.set_adapters(weights)
+    expected = answer(target, PARAMS[1])
+    target.speculate(ModelDraft(tiny_gguf, target), GivenLength(ALWAYS))
+    assert answer(target, PARAMS[1]) == expected
+    assert answer(target, PARAMS[0]) == answer(plain, PARAMS[0])
+    usage = target.usage
+    assert usage.accepted == usage.drafted > 20 if not weights else usage.drafted > 0
+    target.close()
+
+
 def test_closing_early_and_going_on(plain: LlamaBackend, guessing: LlamaBackend) -> None:
     """A generator closed in the middle of a verified batch leaves nothing of the other guesses behind."""
     plain.set_adapters({})
@@ -135,15 +156,21 @@ def test_sampled_tokens_keep_their_distribution(tiny_gguf: Path, guessing: Llama
 
 
 def test_another_vocabulary_is_refused(
-    make_gguf: Callable[..., Path], tiny_metadata: Any, plain: LlamaBackend, tmp_path: Path
+    make_gguf: Callable[..., Path], tiny_metadata: Any, plain: LlamaBackend, tiny_gguf: Path, tmp_path: Path
 ) -> None:
     tokens = list(tiny_metadata["tokenizer.ggml.tokens"])
     tokens[300] = "unheard-of"
     path = make_gguf(tmp_path / "other.gguf", {"tokenizer.ggml.tokens": tokens})
-    with pytest.raises(
-        ZephyraError, match="another vocabulary: 320 tokens, the model has 320, and token 300 is b'unheard"
-    ):
-        ModelDraft(path, plain)
+    pytest.importorskip("torch")
+    from zephyra_cli.backends.fusion import FusionBackend
+
+    torch = FusionBackend(tiny_gguf, device="cpu", threads=1)
+    for target in plain, torch:
+        with pytest.raises(
+            ZephyraError, match="another vocabulary: 320 tokens, the model has 320, and token 300 is b'unheard"
+        ):
+            ModelDraft(path, target)
+    torch.close()
 
 
 def test_a_draft_is_closed_with_its_backend(tiny_gguf: Path) -> None:
