@@ -32,7 +32,7 @@ def _schema(given: str) -> str:
 
     if not given.strip():
         raise ZephyraError("--schema is empty", hint='as in {"type": "object"}, or a file')
-    inline = given.lstrip().startswith("{") or given.strip() in ("true", "false")
+    inline = given.lstrip().startswith(("{", "[", '"')) or given.strip() in ("true", "false")
     text = given if inline else _not_empty(Path(given))
     try:
         return json.dumps(json.loads(text), ensure_ascii=False, separators=(",", ":"))

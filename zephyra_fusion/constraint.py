@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
+from zephyra_fusion.endless import endless
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.gbnf import lark_from_gbnf
 from zephyra_fusion.types import SamplingParams
@@ -77,6 +78,8 @@ class Constraint:
         self._matcher = _within(SECONDS, build, self.what)
         if self._matcher.is_error():
             raise ZephyraError(f"the {self.what} cannot be used: {self._reason()}")
+        if params.schema and endless(json.loads(params.schema)):
+            raise ZephyraError("nothing satisfies the schema: a value would have to hold itself")
 
     def mask(self) -> bytes:
         """One bit a token, the lowest first: which may come next. ZephyraError: none may, or it takes too much."""
@@ -95,7 +98,7 @@ class Constraint:
         lines = str(self._matcher.get_error()).split("\n<state>")[0].split("\n")
         told = itertools.takewhile(lambda line: not re.match(r"\s*\d+ \|", line), lines)
         reason = " ".join(line.strip() for line in told if line.strip())
-        reason = re.sub(r"^at \d+\(\d+\): |failed to compile JSON schema: ", "", reason)
+        reason = re.sub(r"^at \d+\(\d+\): |failed to compile JSON schema: |\. Enable '.*", "", reason)
         return reason[:300] or "no token is possible"
 
 

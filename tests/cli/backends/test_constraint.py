@@ -15,6 +15,7 @@ import pytest
 from zephyra_cli.backends.llama import LlamaBackend
 from zephyra_fusion import constraint
 from zephyra_fusion.constraint import Constraint, TokenTable, allowed
+from zephyra_fusion.endless import endless
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.types import SamplingParams
 
@@ -146,12 +147,40 @@ def test_a_schema_allows_what_it_says(text: str, expected: str, follow: Callable
         ('{"$ref": "https://example.org/x"}', "retrieving it failed"),
         ('{"type": "string", "pattern": "(?=a)"}', "look-around"),
         ("[" * 100000, "no valid JSON"),
+        (
+            '{"oneOf": [{"type": "integer", "multipleOf": 3}, {"multipleOf": 5}]}',
+            "oneOf constraints are not supported$",
+        ),
+        ('{"$ref": "#"}', "hold itself"),
+        ('{"type": "array", "minItems": 1, "items": {"$ref": "#"}}', "hold itself"),
+        ('{"type": "array", "minItems": 2, "prefixItems": [true], "items": {"anyOf": [{"$ref": "#"}]}}', "hold itself"),
+        (
+            '{"$defs": {"a/b": {"type": "object", "properties": {"x": {"$ref": "#/$defs/c"}}, "required": ["x"]}, '
+            '"c": {"allOf": [{"$ref": "#/$defs/a~1b"}]}}, "$ref": "#/$defs/c"}',
+            "hold itself",
+        ),
         ('{"anyOf": [' * 300 + "{}" + "]}" * 300, "recursion limit"),
     ],
 )
 def test_refuses_a_schema(schema: str, cause: str) -> None:
     with pytest.raises(ZephyraError, match=cause):
         constraint.check(SamplingParams(schema=schema))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        '{"type": "array", "items": {"$ref": "#"}}',
+        '{"type": "array", "minItems": 1, "items": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}}',
+        '{"type": "array", "minItems": 1, "prefixItems": [true], "items": {"$ref": "#"}}',
+        '{"type": "object", "properties": {"x": {"$ref": "#"}}}',
+        '{"type": "object", "properties": {"x": {"$ref": "#"}}, "required": ["x"], "enum": [{"x": 1}]}',
+        '{"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/c"}, "c": {"type": "null"}}, '
+        '"type": "object", "properties": {"x": {"$ref": "#/$defs/a"}}, "required": ["x"]}',
+    ],
+)
+def test_a_schema_that_leads_back_to_itself_may_have_an_end(schema: str) -> None:
+    assert not endless(json.loads(schema))
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,6 @@ def test_a_schema_and_a_grammar_on_the_command_line(zephyra: Run, tiny_pack: Pat
         (["--schema", '{"enum": []}'], "the schema cannot be used: Unsatisfiable schema: anyOf is empty", None),
         (["--grammar", "."], "cannot read '.': Is a directory", None),
         (["--grammar", "/dev/null"], "'/dev/null' is empty", None),
-        (["--schema", "{}", "--grammar", "x"], "--schema and --grammar exclude each other", None),
     ],
 )
 def test_a_bad_one_is_said(arguments: list[str], error: str, hint: str | None, zephyra: Run, tiny_pack: Path) -> None:

@@ -1,0 +1,68 @@
+"""Whether a JSON Schema asks for a value without an end: an object that must hold itself, a list of such, and so on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def endless(schema: Any) -> bool:
+    """True where every value that satisfies the schema would be infinite; other contradictions are not looked for.
+
+    What is certain at the start is that a value without references ends. What ends because of that is found round by
+    round; the references that are left over lead back to themselves for ever.
+    """
+    ends: set[str] = set()
+    wanted: dict[str, Any] = {}
+
+    def finite(node: Any) -> bool:
+        if not isinstance(node, Mapping) or "enum" in node or "const" in node:
+            return True
+        if not all(finite(part) for part in _required(node)):
+            return False
+        for choices in (node.get("anyOf"), node.get("oneOf")):
+            if isinstance(choices, list) and choices and not any(finite(choice) for choice in choices):
+                return False
+        return "$ref" not in node or reached(node["$ref"])
+
+    def reached(reference: Any) -> bool:
+        if not isinstance(reference, str) or not reference.startswith("#"):
+            return True
+        if reference not in wanted:
+            wanted[reference] = _at(schema, reference)
+        return reference in ends
+
+    while True:
+        if finite(schema):
+            return False
+        before = len(wanted), len(ends)
+        ends |= {reference for reference, node in list(wanted.items()) if finite(node)}
+        if (len(wanted), len(ends)) == before:
+            return True
+
+
+def _required(node: Mapping[str, Any]) -> list[Any]:
+    """The schemas of the values that every instance has in it."""
+    found = list(node["allOf"]) if isinstance(node.get("allOf"), list) else []
+    properties, required = node.get("properties"), node.get("required")
+    if node.get("type") == "object" and isinstance(properties, Mapping) and isinstance(required, list):
+        found += [properties[name] for name in required if isinstance(name, str) and name in properties]
+    least, first = node.get("minItems"), node.get("prefixItems")
+    if node.get("type") == "array" and isinstance(least, int):
+        first = first if isinstance(first, list) else []
+        found += [*first[:least], *([node.get("items", True)] if least > len(first) else [])]
+    return found
+
+
+def _at(schema: Any, reference: str) -> Any:
+    """What a JSON Pointer means; True where it means nothing (that is said by whoever follows it)."""
+    node = schema
+    for step in reference.removeprefix("#").split("/")[1:]:
+        name = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(node, Mapping) and name in node:
+            node = node[name]
+        elif isinstance(node, list) and name.isdigit() and int(name) < len(node):
+            node = node[int(name)]
+        else:
+            return True
+    return node
