@@ -138,15 +138,21 @@ def generate(
     show = _show_json if json else _show_json_lines if stream_json else _show_code if extract else show_text
 
     def keep(answer: Answer) -> None:
-        from zephyra_cli.log import keep_answer
+        from zephyra_cli import ui
 
-        keep_answer(question.content, messages[0].content if len(messages) > 1 else None, answer, pack)
+        if answer.finish_reason == "length" and (params.schema or params.grammar):
+            form, count = "schema" if params.schema else "grammar", answer.usage.completion_tokens
+            ui.note(f"note: cut after {count} tokens, the {form} is not satisfied yet; --max-tokens allows more")
+        if chosen.log:
+            from zephyra_cli.log import keep_answer
+
+            keep_answer(question.content, messages[0].content if len(messages) > 1 else None, answer, pack)
 
     follow(
         engine.generate(request),
         show,
         stats=chosen.stats,
-        keep=keep if chosen.log else None,
+        keep=keep,
         plain=chosen.plain,
         streams=not (json or extract),
     )

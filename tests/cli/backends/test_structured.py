@@ -46,6 +46,12 @@ def test_a_schema_and_a_grammar_on_the_command_line(zephyra: Run, tiny_pack: Pat
     assert "root ::=" in json.loads(result["replay"])["sampling"]["grammar"]
 
 
+def test_a_cut_answer_is_said_to_be_cut(zephyra: Run, tiny_pack: Path) -> None:
+    done = zephyra("generate", "-m", tiny_pack, "-n", "3", "--schema", '{"type": "array", "minItems": 9}', "hi")
+    assert done.returncode == 0
+    assert done.stderr == b"note: cut after 3 tokens, the schema is not satisfied yet; --max-tokens allows more\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "hint"),
     [
