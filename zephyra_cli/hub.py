@@ -116,7 +116,11 @@ def look_up(reference: Reference) -> Repository:
 def _remote_file(sibling: Any) -> RemoteFile:
     digest = sibling.lfs.sha256 if sibling.lfs else f"git:{sibling.blob_id}"
     size = sibling.lfs.size if sibling.lfs else sibling.size
-    if not isinstance(size, int) or size < 0 or not re.fullmatch(r"[0-9a-f]{64}|git:[0-9a-f]{40}", digest or ""):
+    if (
+        not isinstance(size, int)
+        or not 0 <= size < 2**50
+        or not re.fullmatch(r"[0-9a-f]{64}|git:[0-9a-f]{40}", digest or "")
+    ):
         raise ZephyraError(f"the hub does not say size and hash of '{sibling.rfilename}'")
     return RemoteFile(sibling.rfilename, size, digest)
 

@@ -17,6 +17,7 @@ from zephyra_cli.quantization import Candidate, candidates, choose, named, quant
 from zephyra_fusion.errors import ZephyraError
 
 PAPERS = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICE.txt", "LICENCE")
+_MOST_SMALL = 64 * 2**20  # bytes of a file that only describes others
 _CHECKPOINT: tuple[str, ...] = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 _CHECKPOINT += ("special_tokens_map.json", "chat_template.jinja", "model.safetensors.index.json")
 Note = Callable[[str], None]
@@ -71,6 +72,9 @@ class Job:
 
         files = list(files)
         install.check_names(file.name for file in files)
+        for file in files if quiet else ():
+            if file.size > _MOST_SMALL:
+                raise ZephyraError(f"'{file.name}' has {file.size / 1e6:.0f} MB, it is not what its name says")
         return fetched(self.repository, files, progress, here=store.contents, note=self.note)
 
     def records(self, paths: Mapping[str, Path]) -> dict[str, dict[str, Any]]:

@@ -34,7 +34,7 @@ def pull_peft(job: Job, base: str | None) -> Pulled:
         config = paths[_CONFIG].read_bytes()
     try:
         trained_on = json.loads(config).get("base_model_name_or_path")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise ZephyraError(f"{_CONFIG} of '{job.repository.name}' is damaged") from None
     root = _base(base, str(trained_on or job.repository.base))
     with tempfile.TemporaryDirectory(prefix="zephyra-") as place:

@@ -1,0 +1,87 @@
+"""Repositories that mean harm: refused by what their headers say, before their weights come; nothing is installed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.cli.test_attacks import ADAPTERS, MANIFESTS, MODELS
+from tests.hub.server import Hub, files_of
+from zephyra_cli import download, pull
+from zephyra_cli import hub as hub_module
+from zephyra_fusion.errors import ZephyraError
+
+Pull = Callable[..., Any]
+
+
+def refused(pulled: Pull, home: Path, reference: str, **options: Any) -> ZephyraError:
+    with pytest.raises(ZephyraError) as caught:
+        pulled(reference, **options)
+    assert not (home / "models").exists() and not (home / "adapters").exists()
+    assert not [path for path in download.folder().glob("*") if path.suffix in (".part", ".have")]
+    return caught.value
+
+
+@pytest.mark.parametrize("what", MODELS)
+def test_models(hub: Hub, pulled: Pull, home: Path, what: str) -> None:
+    hub.add("eve/evil", {"evil.gguf": MODELS[what] + bytes(4 * 2**20)})
+    refused(pulled, home, "hf:eve/evil")
+    assert hub.sent("/cdn/") <= 2**20
+
+
+@pytest.mark.parametrize("what", [what for what in ADAPTERS if what != "a header of 100 MB"])
+def test_adapters(hub: Hub, pulled: Pull, home: Path, tiny_gguf: Path, what: str) -> None:
+    config, weights = ADAPTERS[what]
+    name = "adapter_model.safetensors" if weights else "adapter_model.bin"
+    hub.add("eve/evil", {"adapter_config.json": config.encode(), name: weights or b"pickle"})
+    refused(pulled, home, "hf:eve/evil", base=str(tiny_gguf))
+
+
+@pytest.mark.parametrize("what", MANIFESTS)
+def test_packs(hub: Hub, pulled: Pull, home: Path, tiny_pack: Path, what: str) -> None:
+    files = files_of(tiny_pack)
+    manifest = json.loads(files["zephyra.json"])
+    MANIFESTS[what](manifest)
+    written = json.dumps(manifest).replace('"BRACKETS"', "[" * 10**5 + "]" * 10**5)
+    hub.add("eve/evil", files | {"zephyra.json": written.encode()})
+    refused(pulled, home, "hf:eve/evil")
+    assert hub.sent("/cdn/") == 0
+
+
+def test_large_files_under_small_names(
+    hub: Hub, pulled: Pull, home: Path, tiny_pack: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pull, "_MOST_SMALL", 10_000)
+    hub.add("eve/evil", files_of(tiny_pack) | {"zephyra.json": bytes(10_001)})
+    assert "'zephyra.json' has 0 MB" in refused(pulled, home, "hf:eve/evil").message
+    assert hub.sent("zephyra.json") == 0
+
+
+@pytest.mark.parametrize("size", [None, -1, 2**62, "9", 1.5])
+def test_sizes_that_no_file_has(size: Any) -> None:
+    lfs = SimpleNamespace(sha256="0" * 64, size=size)
+    with pytest.raises(ZephyraError, match="does not say size and hash"):
+        hub_module._remote_file(SimpleNamespace(rfilename="a.gguf", lfs=lfs, size=size, blob_id="0" * 40))
+
+
+@pytest.mark.parametrize(
+    "name", ["../../.bashrc", "/etc/cron.d/evil", "a/../../b", "con", "x" * 300, "\x1b]0;evil\x07"]
+)
+def test_names_of_files(hub: Hub, pulled: Pull, home: Path, tmp_path: Path, name: str) -> None:
+    before = {path for path in tmp_path.rglob("*") if home not in path.parents}
+    hub.add(
+        "eve/evil",
+        {
+            "config.json": b"{}",
+            "model.safetensors.index.json": json.dumps({"weight_map": {"a": name}}).encode(),
+            name: b"weights",
+            "model.safetensors": b"weights",
+        },
+    )
+    refused(pulled, home, "hf:eve/evil")
+    assert {path for path in tmp_path.rglob("*") if home not in path.parents} - before <= {tmp_path / "hf", home}
