@@ -105,17 +105,21 @@ SEQUENCES, PROMPT, DECODE = 16, 32, 128
 
 
 def base_rate(engine: Engine, prompts: list[str]) -> float:
-    """Tokens a second while 16 sequences of the base decode; they end together."""
+    """Tokens a second while 16 sequences of the base decode, greedily; they end together."""
     from zephyra_cli.backends.protocol import Job
     from zephyra_fusion.types import SamplingParams
 
-    ids = engine.backend.encode(" ".join(prompts))[:PROMPT]
+    params = SamplingParams(max_tokens=DECODE, temperature=0.0)
+    ids = engine.backend.encode(" ".join(prompts))
+    starts = (ids[at : at + PROMPT] for at in range(0, len(ids) - PROMPT, PROMPT))
+    engine.backend.set_adapters({})
+    long = next((start for start in starts if sum(1 for _ in engine.backend.generate(start, params)) == DECODE), None)
+    if long is None:
+        raise SystemExit(f"no prompt makes this model write {DECODE} tokens")
     rates = []
-    for turn in range(4):
-        # A sequence that ends early gives its slot back: a hot temperature keeps most of them going.
-        params = SamplingParams(max_tokens=DECODE, temperature=1.5, top_k=0, top_p=1.0, min_p=0.0, seed=turn)
+    for _ in range(4):
         started, count = 0.0, 0
-        for _ in engine.backend.generate_many([Job(prompt=ids, params=params)] * SEQUENCES):
+        for _ in engine.backend.generate_many([Job(prompt=long, params=params)] * SEQUENCES):
             count += 1
             if count == SEQUENCES:  # the prompts are read
                 started = time.perf_counter()

@@ -1,6 +1,7 @@
 """Continuous batching in llama.cpp: several sequences in one context, a new one in its place as soon as one has ended.
 
-Adapters belong to a context, not to a sequence, so jobs are taken mix by mix.
+Adapters belong to a context, not to a sequence, so jobs are taken mix by mix. Every slot has a cache of its own: in one
+for all, each token would look at what all of them hold, masked or not, and sum in another order than alone.
 """
 
 from __future__ import annotations
@@ -22,10 +23,6 @@ from zephyra_fusion.types import Token
 
 MOST_SLOTS = 16
 MOST_CELLS = 64 * 1024  # tokens that all slots of a context may hold together
-SHORT = 1024
-"""Tokens of a sequence up to which all lie in one cache, where one pass over the weights serves any set of slots.
-
-Longer ones get a cache each: every query looks at all that a cache holds, masked or not."""
 
 Loaded = tuple[Sequence[int], Sequence[float]]  # adapters of llama.cpp and their scales
 
@@ -46,7 +43,6 @@ class SlotContext:
                 hint="a smaller --context or --max-tokens needs less",
             )
         params.n_ctx *= count
-        params.kv_unified = size <= SHORT
         params.n_seq_max = params.n_outputs_max = count
         params.n_outputs_max_per_seq = 1
         params.n_batch = params.n_ubatch = max(params.n_batch, count)
@@ -81,6 +77,11 @@ class SlotContext:
 
     def clear(self, slot: int) -> None:
         self._lib.llama_memory_seq_rm(self._memory, slot, -1, -1)
+
+    def move(self, slot: int, to: int) -> None:
+        """Into an empty one."""
+        self._lib.llama_memory_seq_cp(self._memory, slot, to, -1, -1)
+        self.clear(slot)
 
     def is_number(self, row: int) -> bool:
         """Whether the logits of a row are numbers."""
@@ -130,7 +131,7 @@ class Slots:
         waiting, running = deque(jobs), dict[int, _Running]()
         try:
             while waiting or running:
-                prompts = []
+                prompts = []  # each is read by itself: as fast, and in the sums of a single run
                 while waiting and len(running) < self._count:
                     index, job = waiting.popleft()
                     slot = next(slot for slot in range(self._count) if slot not in running)
@@ -142,10 +143,12 @@ class Slots:
                     left = min(job.params.max_tokens, self._limit - len(job.prompt))
                     running[slot] = _Running(index, slot, sampler, len(job.prompt), left)
                     last = len(job.prompt) - 1
-                    prompts += [(slot, at, token, at == last) for at, token in enumerate(job.prompt)]
-                for start in range(0, len(prompts), context.n_batch):
-                    yield from self._advance(context, prompts[start : start + context.n_batch], running)
-                ready = [running[slot] for slot in sorted(running)]  # caches of their own are read in runs of slots
+                    prompts.append([(slot, at, token, at == last) for at, token in enumerate(job.prompt)])
+                for prompt in prompts:
+                    for start in range(0, len(prompt), context.n_batch):
+                        yield from self._advance(context, prompt[start : start + context.n_batch], running)
+                self._close_ranks(context, running)
+                ready = [running[slot] for slot in sorted(running)]
                 for going in ready:
                     going.length += 1
                 yield from self._advance(
@@ -155,6 +158,14 @@ class Slots:
             for left_over in running.values():
                 left_over.sampler.close()
             context.free()
+
+    def _close_ranks(self, context: SlotContext, running: dict[int, _Running]) -> None:
+        """The last ones move into the gaps: llama.cpp computes neighbours together, and others one after another."""
+        while running and (last := max(running)) >= len(running):
+            gap = next(slot for slot in range(last) if slot not in running)
+            context.move(last, gap)
+            running[gap] = running.pop(last)
+            running[gap].slot = gap
 
     def _context(self, size: int, count: int) -> SlotContext:
         """With as many slots as there is memory for."""

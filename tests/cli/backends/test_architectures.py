@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from zephyra_cli.backends.llama import LlamaBackend
-from zephyra_fusion.types import SamplingParams
+from zephyra_cli.backends.protocol import Job
+from zephyra_fusion.types import SamplingParams, Token
 
 EXPERTS, WINDOW = 4, 16
 ARCHITECTURES = [
@@ -98,6 +99,24 @@ def test_runs_and_keeps_the_cache_rule(model: Path) -> None:
         text = prompt + tokens
     assert cached > 100
     warm.close()
+
+
+def test_many_at_once_move_their_caches(model: Path) -> None:
+    """Answers end at different times, so that others move into their slots."""
+    backend, dice = LlamaBackend(model, threads=1, kv_type="f32", flash_attention=False), random.Random(7)
+    jobs = [
+        Job(
+            prompt=[dice.randrange(6, 320) for _ in range(20 + 3 * most)],
+            params=SamplingParams(max_tokens=most, seed=most, temperature=1),
+        )
+        for most in (2, 30, 4, 28, 9)
+    ]
+    together: list[list[Token]] = [[] for _ in jobs]
+    for index, token in backend.generate_many(jobs):
+        assert isinstance(token, Token)
+        together[index].append(token)
+    assert together == [list(backend.generate(job.prompt, job.params)) for job in jobs]
+    backend.close()
 
 
 def test_a_deep_rewind_behind_a_window_is_read_anew(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,12 +52,33 @@ def test_the_answers_are_those_of_one_by_one(backend: Backend, sampling: dict[st
     assert at_once(backend, jobs) == one_by_one(backend, jobs)
 
 
-def test_a_slot_is_taken_again_and_one_slot_is_enough(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slot_is_taken_again_and_one_slot_is_enough(backend: Backend) -> None:
     jobs = some_jobs(12)
     expected = one_by_one(backend, jobs)
-    for most, short in (1, 1024), (3, 1024), (3, 0):
-        monkeypatch.setattr(slots, "SHORT", short)
+    for most in 1, 3:
         assert at_once(backend, jobs, most) == expected
+
+
+def test_the_slots_that_run_stay_neighbours(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gaps would cost a pass over the weights each. What moves into them goes on as it began."""
+    backend = LlamaBackend(tiny_gguf, threads=1, kv_type="f32", flash_attention=False)
+    steps: list[list[int]] = []
+    decode = slots.SlotContext.decode
+
+    def seen(context: slots.SlotContext, entries: Sequence[tuple[int, int, int, bool]]) -> None:
+        steps.append([slot for slot, *_ in entries])
+        decode(context, entries)
+
+    monkeypatch.setattr(slots.SlotContext, "decode", seen)
+    jobs = [
+        Job(prompt=[7 + number, 40, 9 * number + 6], params=SamplingParams(max_tokens=most, seed=number, temperature=1))
+        for number, most in enumerate((3, 30, 5, 28, 2, 26, 9, 30))
+    ]
+    assert at_once(backend, jobs) == one_by_one(backend, jobs)
+    together = [step for step in steps if len(step) == len(set(step))]
+    assert all(step == list(range(len(step))) for step in together)
+    assert {len(step) for step in together} > {8, 7, 6, 5}
+    backend.close()
 
 
 def test_alone_a_quantized_model_computes_the_same_bits() -> None:
