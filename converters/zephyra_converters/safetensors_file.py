@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zephyra_converters.checkpoint import LazyTensor
-from zephyra_converters.dtypes import ITEM_SIZE, converted, storage
+from zephyra_converters.dtypes import ITEM_SIZE, check_finite, converted, storage
 from zephyra_converters.read_ahead import read_ahead
 from zephyra_fusion.errors import ZephyraError
 
@@ -56,7 +56,10 @@ def write_safetensors(
     dtype: str | None = None,
     progress: Callable[[int], None] = lambda size: None,
 ) -> None:
-    """Write the tensors, some rows in memory at a time; `dtype` F32, F16 or BF16 (None: each keeps its own)."""
+    """Write the tensors, some rows in memory at a time; `dtype` F32, F16 or BF16 (None: each keeps its own).
+
+    NaN, infinite and (for F16) too large weights are errors that name the tensor.
+    """
     listed = sorted(tensors, key=lambda tensor: tensor.name)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers insists on this entry
     offset = 0
@@ -83,7 +86,9 @@ def write_safetensors(
 def _block(tensor: LazyTensor, dtype: str, begin: int, end: int) -> np.ndarray:
     import numpy as np
 
-    words = converted(tensor.rows(begin, end), tensor.dtype, dtype, tensor.name)
+    words = tensor.rows(begin, end)
+    check_finite(words, tensor.dtype, tensor.name, begin, tensor.shape)
+    words = converted(words, tensor.dtype, dtype, tensor.name)
     return np.ascontiguousarray(words).reshape(-1).view(np.uint8)
 
 

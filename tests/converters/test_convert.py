@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ import pytest
 
 from zephyra_converters.convert import Options, convert
 from zephyra_converters.gguf_header import read_header
-from zephyra_converters.safetensors_file import read_safetensors, write_safetensors
+from zephyra_converters.safetensors_file import read_safetensors
 from zephyra_fusion.errors import ZephyraError
 
 
@@ -122,15 +125,13 @@ def test_nan_weights_are_named_and_nothing_stays(checkpoint_folder: Callable[[st
     name = "model.layers.1.mlp.up_proj.weight"
     values = tensors[name].read()
     values[3, 5] = np.nan
-    from zephyra_converters.checkpoint import LazyTensor
+    from safetensors.numpy import save_file
 
-    tensors[name] = LazyTensor.holding(name, values)
-    write_safetensors(tmp_path / "new", [LazyTensor.holding(n, t.read()) for n, t in tensors.items()])
-    (tmp_path / "new").replace(source / "model.safetensors")
-    with pytest.raises(
-        ZephyraError, match=r"ffn_up.weight' has values that are NaN or infinite, the first at \[3, 5\]"
-    ):
-        convert(source, tmp_path / "a.gguf")
+    save_file({n: t.read() for n, t in tensors.items()} | {name: values}, source / "model.safetensors")
+    wrong = r"_?up.*weight' has values that are NaN or infinite, the first at \[3, 5\]"
+    for options in (Options(), Options(to="hf")):
+        with pytest.raises(ZephyraError, match=wrong):
+            convert(source, tmp_path / "a", options)
     assert [path.name for path in tmp_path.iterdir()] == ["changed"]
 
 
@@ -227,6 +228,25 @@ def test_a_pack_is_made_and_reads_back(pack_sources: dict[str, Path], tmp_path: 
         assert bits(back / "adapter_model.safetensors") == bits(there / "adapter_model.safetensors")
         config = json.loads((back / "adapter_config.json").read_text())
         assert (config["r"], config["lora_alpha"]) == (32, 64)
+
+
+def test_a_pack_by_the_command_line(pack_sources: dict[str, Path], tmp_path: Path) -> None:
+    """The target may stand between options; the pack verifies and answers."""
+    (tmp_path / "law").symlink_to(pack_sources["law"])
+    options = ["--adapter", "law=./law", "--adapter", f"code={pack_sources['code']}", "--router"]
+    options += [str(pack_sources["router"]), "./my-pack", "-q", "Q4_K_M", "--no-verify"]
+    environment = os.environ | {"ZEPHYRA_HOME": str(tmp_path / "home")}
+    for command in (
+        ["convert", str(pack_sources["base"]), *options],
+        ["models", "verify", "./my-pack"],
+        ["generate", "-m", "./my-pack", "-n", "3", "-d", "law", "hello"],
+    ):
+        program = [sys.executable, "-m", "zephyra_cli", *command]
+        done = subprocess.run(program, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=600)
+        assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "my-pack" / "zephyra.json").read_text())
+    assert manifest["name"] == "my-pack" and manifest["base"]["quantization"] == "Q4_K_M"
+    assert manifest["adapters"].keys() == {"law", "code"} and manifest["router"]["labels"] == ["law", "code", "none"]
 
 
 def test_a_pack_that_does_not_fit_together_is_refused(pack_sources: dict[str, Path], tmp_path: Path) -> None:

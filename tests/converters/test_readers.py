@@ -131,6 +131,15 @@ def test_bad_indexes(
         read_hf(folder)
 
 
+def test_a_tensor_in_two_shards_is_named(checkpoint_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = shard(checkpoint_folder("qwen3"), tmp_path / "shards", lambda index: index)
+    tensors = {**read_safetensors(folder / "one.safetensors"), **read_safetensors(folder / "two.safetensors")}
+    held = [LazyTensor.holding(name, tensor.read()) for name, tensor in tensors.items()]
+    write_safetensors(folder / "two.safetensors", held)
+    with pytest.raises(ZephyraError, match="stands in two shards"):
+        read_hf(folder)
+
+
 def test_a_truncated_shard_is_named(checkpoint_folder: Callable[[str], Path], tmp_path: Path) -> None:
     folder = shard(checkpoint_folder("qwen3"), tmp_path / "shards", lambda index: index)
     data = (folder / "two.safetensors").read_bytes()
@@ -162,6 +171,20 @@ def test_bin_checkpoints_are_read(checkpoint_folder: Callable[[str], Path], tmp_
     torch.save({n: torch.from_numpy(t.read()) for n, t in whole.tensors.items()}, tmp_path / "pytorch_model.bin")
     parts = read_hf(tmp_path)
     assert all(np.array_equal(parts.tensors[n].read(), t.read()) for n, t in whole.tensors.items())
+
+
+def test_sharded_bin_checkpoints_are_read(checkpoint_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    torch, source = pytest.importorskip("torch"), checkpoint_folder("qwen3")
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((source / name).read_bytes())
+    tensors, index = read_safetensors(source / "model.safetensors"), {}
+    for number, names in enumerate((list(tensors)[:7], list(tensors)[7:])):
+        file = f"pytorch_model-{number + 1:05d}-of-00002.bin"
+        torch.save({name: torch.from_numpy(tensors[name].read()) for name in names}, tmp_path / file)
+        index |= dict.fromkeys(names, file)
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
+    found, expected = read_hf(tmp_path).tensors, read_hf(source).tensors
+    assert all(np.array_equal(found[name].read(), tensor.read()) for name, tensor in expected.items())
 
 
 def test_a_folder_without_weights_or_config(tmp_path: Path, checkpoint_folder: Callable[[str], Path]) -> None:
