@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from _thread import get_ident
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -23,6 +24,7 @@ def _nothing() -> None:
     pass
 
 
+_MAIN = get_ident()  # the thread that signals come to; in others there is nothing to defer
 _deferring = False
 _waiting: KeyboardInterrupt | None = None
 _wake: Callable[[], None] = _nothing
@@ -41,6 +43,9 @@ def deferred(wake: Callable[[], None] = _nothing) -> Iterator[None]:
     then, at the end of the outermost `deferred`. Must not block, unless `wake`, called when one comes, ends the wait.
     """
     global _deferring, _wake
+    if get_ident() != _MAIN:
+        yield
+        return
     before = _deferring, _wake
     _deferring, _wake = True, wake
     try:

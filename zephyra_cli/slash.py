@@ -181,12 +181,27 @@ def _set(chat: Chat, argument: str) -> None:
         return
     if name not in kinds:
         raise ZephyraError(f"unknown setting '{name}'", hint=did_you_mean(name, kinds))
-    try:
-        value = kinds[name](text.strip())
-    except ValueError:
-        raise ZephyraError(f"{name} is '{text.strip()}', must be a number") from None
-    chat.session.params = replace(params, **{name: value})
-    ui.note(f"{name} = {value}")
+    text = text.strip()
+    if name in ("schema", "grammar"):
+        chat.session.params = _structured(params, name, text)
+    else:
+        try:
+            chat.session.params = replace(params, **{name: kinds[name](text)})
+        except ValueError:
+            raise ZephyraError(f"{name} is '{text}', must be a number") from None
+    ui.note(f"{name} = {getattr(chat.session.params, name)}")
+
+
+def _structured(params: SamplingParams, name: str, text: str) -> SamplingParams:
+    """With this schema (JSON or a file) or this grammar (a file) and no other; `none`: with neither."""
+    from zephyra_cli.structure import structured
+
+    free = replace(params, schema="", grammar="")
+    if text in ("", NONE):
+        return free
+    if name == "schema":
+        return allowing(lambda: structured(free, text, None))
+    return allowing(lambda: structured(free, None, Path(text).expanduser()))
 
 
 def _kinds() -> dict[str, type]:

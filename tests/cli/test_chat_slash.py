@@ -173,3 +173,18 @@ def test_sending_the_edited_line_replaces_the_turn(chat: Chat) -> None:
     assert kept(chat) == ["two"]
     talk._turn(chat, Typed("/quit"))
     assert chat.leaving
+
+
+def test_a_schema_is_read_when_it_is_set_and_none_takes_it_away(chat: Chat, tmp_path: Path) -> None:
+    (tmp_path / "form.json").write_text('{"enum": ["yes", "no"]}')
+    (tmp_path / "form.gbnf").write_text('root ::= "a" | "b"')
+    slash.run(f"/set schema {tmp_path / 'form.json'}", chat)
+    assert json.loads(chat.session.params.schema) == {"enum": ["yes", "no"]}
+    slash.run(f"/set grammar {tmp_path / 'form.gbnf'}", chat)
+    assert chat.session.params.grammar.startswith("root") and not chat.session.params.schema
+    for wrong in ("schema 3", 'schema {"type": 3}', "grammar nowhere.gbnf", "schema ["):
+        with pytest.raises(ZephyraError):
+            slash.run(f"/set {wrong}", chat)
+    assert chat.session.params.grammar.startswith("root")
+    slash.run("/set grammar none", chat)
+    assert not chat.session.params.grammar and not chat.session.params.schema

@@ -10,6 +10,7 @@ from pathlib import Path
 from zephyra_cli.backends.library import Batch, library, take_errors
 from zephyra_cli.backends.self_test import extra_buffers_allowed
 from zephyra_cli.devices import usable_cores
+from zephyra_cli.interruption import deferred
 from zephyra_converters.gguf_check import check_classifier
 from zephyra_fusion.errors import ZephyraError
 
@@ -64,7 +65,8 @@ class LlamaClassifier:
             read = read[: self.max_tokens - tail] + read[len(read) - tail :]
         ids = (ctypes.c_int32 * len(read))(*read)
         batch = Batch(len(read), ctypes.addressof(ids), None, None, None, None, None)
-        status = self._lib.llama_decode(self._context, batch)
+        with deferred():  # it logs, as the functions do that `library` names
+            status = self._lib.llama_decode(self._context, batch)
         address = None if status else self._lib.llama_get_embeddings_seq(self._context, 0)
         if not address:
             raise ZephyraError(f"llama.cpp cannot classify {len(read)} tokens: status {status}, {take_errors()}")

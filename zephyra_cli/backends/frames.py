@@ -9,9 +9,7 @@ import json
 import os
 import sys
 from array import array
-from contextlib import AbstractContextManager, nullcontext
 from struct import Struct
-from threading import current_thread, main_thread
 from typing import Any
 
 from zephyra_cli.interruption import deferred
@@ -42,7 +40,7 @@ class Frames:
             kind, data = b"J", json.dumps(value, separators=(",", ":")).encode()
         frame = memoryview(_HEAD.pack(kind, len(data)) + data)
         try:
-            with _whole():  # who reads is not computing, so this does not block
+            with deferred():  # who reads is not computing, so this does not block
                 while frame:
                     frame = frame[os.write(self._write, frame) :]
                 self.waiting += 1
@@ -56,7 +54,7 @@ class Frames:
         if kind not in (b"J", b"F") or length > MOST_BYTES or (kind == b"F" and length % 4):
             raise Closed
         self._fill(_HEAD.size + length)
-        with _whole():
+        with deferred():
             data = bytes(self._buffer[_HEAD.size : _HEAD.size + length])
             del self._buffer[: _HEAD.size + length]
             self.waiting -= 1
@@ -71,13 +69,8 @@ class Frames:
                 import select
 
                 select.select([self._read], [], [])
-            with _whole():
+            with deferred():
                 data = os.read(self._read, _CHUNK)
                 self._buffer += data
             if not data:
                 raise Closed
-
-
-def _whole() -> AbstractContextManager[None]:
-    """No interruption inside: they come to the main thread, in others there is nothing to defer."""
-    return deferred() if current_thread() is main_thread() else nullcontext()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from zephyra_cli.backends.kv_size import KV_TYPES, CacheSizes
 from zephyra_cli.backends.library import Batch, ContextParams, take_errors
 from zephyra_cli.backends.mix import Mix
 from zephyra_cli.devices import available_memory
+from zephyra_cli.interruption import deferred
 from zephyra_fusion.errors import ZephyraError
 
 _LONG = 16  # tokens from which on a prompt is read so that Ctrl-C can stop it
@@ -123,7 +123,7 @@ class Context:
     def read(self, prompt: Sequence[int]) -> None:
         """Append what of `prompt` is not there yet; `rewind` comes first. Ctrl-C ends it within an operation."""
         missing = len(prompt) - len(self.tokens)
-        with abortable(self._lib) if missing >= _LONG else nullcontext():
+        with abortable(self._lib) if missing >= _LONG else deferred():
             for at in range(len(self.tokens), len(prompt), self.n_batch):
                 self.decode(prompt[at : at + self.n_batch])
 

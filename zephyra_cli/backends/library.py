@@ -10,13 +10,14 @@ import ctypes
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from zephyra_cli.interruption import deferred
 from zephyra_fusion.errors import ZephyraError
 
 VERSION = "0.3.36"  # of llama-cpp-python
@@ -156,6 +157,10 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "llama_sampler_free": (None, [c_void_p]),
 }
 
+# They log while they work. A Python function that is called in the middle of C, as the log callback is, is given the
+# signals that have come meanwhile, and the exception that their handler raises is lost: it has to wait.
+_TALKING = ("llama_model_load_from_file", "llama_init_from_model", "llama_adapter_lora_init", "llama_set_adapters_lora")
+
 _last_errors: deque[str] = deque(maxlen=4)
 
 
@@ -177,11 +182,7 @@ _log_callback, _abort_callback = _LogCallback(_on_log), _AbortCallback(_on_abort
 
 @contextmanager
 def silenced(lib: Any) -> Iterator[None]:
-    """Inside, the library logs to a function of libc that does nothing.
-
-    A Python function that runs in the middle of a call into C is given the signals that have come meanwhile, and the
-    KeyboardInterrupt that it raises is lost.
-    """
+    """Inside, the library logs to a function of libc that does nothing: no signal is lost, and none has to wait."""
     lib.llama_log_set(ctypes.cast(ctypes.CDLL(None).abs, _LogCallback), None)
     try:
         yield
@@ -229,7 +230,7 @@ def library() -> Any:
         for name, (result, arguments) in _FUNCTIONS.items():
             function = getattr(base if name.startswith("ggml") else lib, name)
             function.restype, function.argtypes = result, arguments
-            setattr(lib, name, function)
+            setattr(lib, name, _undisturbed(function) if name in _TALKING else function)
     except (OSError, AttributeError) as error:
         raise ZephyraError(f"cannot load {path}: {error}", hint=INSTALL_HINT) from None
     _check_layout(lib, path)
@@ -237,6 +238,14 @@ def library() -> Any:
     lib.llama_log_set(_log_callback, None)  # before backend_init, which already talks
     lib.llama_backend_init()
     return lib
+
+
+def _undisturbed(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:
+        with deferred():
+            return function(*arguments)
+
+    return call
 
 
 def _check_layout(lib: Any, path: Path) -> None:

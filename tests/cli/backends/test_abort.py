@@ -6,13 +6,14 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from zephyra_cli import store
+from zephyra_cli import interruption, store
 from zephyra_cli.backends import abort
-from zephyra_cli.backends.library import library
+from zephyra_cli.backends.library import _log_callback, _LogCallback, library
 from zephyra_cli.backends.llama import LlamaBackend
 from zephyra_fusion.types import SamplingParams
 
@@ -101,3 +102,38 @@ def test_ctrl_c_stops_a_batch_in_its_middle() -> None:
     assert answer(backend, prompt) == answer(expected, prompt)
     backend.close()
     expected.close()
+
+
+def test_a_signal_in_the_middle_of_loading_is_not_lost(tiny_gguf: Path, tiny_adapters: dict[str, Path]) -> None:
+    """llama.cpp logs while it loads and reads: Python runs the signal's handler in the function that takes the log."""
+
+    def steps() -> Iterator[Callable[[], object]]:
+        backend: list[LlamaBackend] = []
+        yield lambda: backend.append(LlamaBackend(tiny_gguf, threads=1))
+        yield lambda: backend[0].add_adapter("a", tiny_adapters["a"])
+        yield lambda: [
+            backend[0].set_adapters({"a": 1.0}),
+            *backend[0].generate([5, 6, 7], SamplingParams(max_tokens=1)),
+        ]
+
+    lib, armed = library(), False
+
+    def log(level: int, text: bytes, data: object) -> None:
+        nonlocal armed
+        if armed:
+            armed = False
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, interruption._handle)
+    lib.llama_log_set(callback := _LogCallback(log), None)
+    try:
+        for step in steps():
+            armed = True
+            with pytest.raises(KeyboardInterrupt):
+                step()
+            step()
+    finally:
+        lib.llama_log_set(_log_callback, None)
+        signal.signal(signal.SIGINT, before)
+        del callback
