@@ -13,9 +13,11 @@ from tests.converters.conftest import edited
 from zephyra_converters.checkpoint import LazyTensor
 from zephyra_converters.convert import Options, convert
 from zephyra_converters.decoder_reference import reference_logits
+from zephyra_converters.gguf_header import read_header
 from zephyra_converters.gguf_write import plan_gguf, write_gguf
 from zephyra_converters.hf import expected_shapes, read_hf
 from zephyra_converters.loaded import LoadedGGUF
+from zephyra_converters.lora import write_lora_gguf
 from zephyra_converters.names import dialect_name
 from zephyra_converters.peft import read_peft
 from zephyra_converters.safetensors_file import read_safetensors, write_safetensors
@@ -145,3 +147,38 @@ def test_experts_in_one_parameter(
     wrong = edited(tmp_path / "peft", tmp_path / "wrong", r=8, rank_pattern=ranks)
     with pytest.raises(ZephyraError, match="gate.weight' is .2, 64. for it and .4, 64. in the base"):
         convert(wrong, tmp_path / "b.gguf", Options(base=base))
+
+
+def test_blends_of_experts_on_both_backends(
+    checkpoint_folder: Callable[[str], Path], token_ids: list[list[int]], tmp_path: Path
+) -> None:
+    """Ranks side by side for llama.cpp, two resident adapters in PyTorch, and the sum by our reference."""
+    torch = pytest.importorskip("torch")
+    from zephyra_cli.backends.blend import write_blend
+    from zephyra_cli.backends.fusion_model import load_adapter, load_model
+    from zephyra_fusion.lora import set_adapters
+
+    checkpoint = read_hf(base := checkpoint_folder("mixtral"))
+    write_gguf(plan_gguf(checkpoint), tmp_path / "base.gguf", "F32")
+    model, weights = load_model(checkpoint, "cpu", torch.float32), {"law": 0.7, "code": 0.3}
+    adapters = {}
+    for name, rank in (("law", 4), ("code", 6)):
+        adapters[name] = read_peft(expert_adapter(base, "mixtral", tmp_path / name, rank))
+        write_lora_gguf(adapters[name], checkpoint.config, tmp_path / f"{name}.gguf", "F32")
+    headers = [(read_header(tmp_path / f"{name}.gguf"), weight) for name, weight in weights.items()]
+    write_blend(tmp_path / "blend.gguf", headers)
+    load_adapter(model, checkpoint, "law", tmp_path / "law.gguf")
+    load_adapter(model, checkpoint, "code", tmp_path / "code")
+    set_adapters(model, weights)
+
+    def delta(module: str, x: np.ndarray) -> np.ndarray | float:
+        return sum(weight * adapters[name].delta(module, x) for name, weight in weights.items())
+
+    reference = reference_logits(checkpoint.config, checkpoint.tensors, token_ids, delta)
+    with LoadedGGUF(tmp_path / "base.gguf", 64) as gguf:
+        gguf.add_adapter("blend", tmp_path / "blend.gguf")
+        gguf.set_adapters({"blend": 1.0})
+        for ids, expected in zip(token_ids, reference, strict=True):
+            assert np.abs(gguf.logits(ids) - expected).max() <= 1e-3
+            with torch.no_grad():
+                assert np.abs(model(torch.tensor([ids]))[0].numpy() - expected).max() <= 1e-3
