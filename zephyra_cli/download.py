@@ -264,7 +264,7 @@ def _reuse(content: Content, repository: Repository, here: Mapping[str, Path]) -
 
     cache = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repository.name, repo_type="model"), "blobs")
     wanted, name = content.file.digest, Path(content.file.name).name
-    alike = [path for path in here.values() if path.name == name] if wanted.startswith("git:") else []
+    alike = sorted({path.with_name(name) for path in here.values()}) if wanted.startswith("git:") else []
     for path in (*filter(None, [here.get(wanted)]), *alike, cache / wanted.removeprefix("git:")):
         sized = path.is_file() and path.stat().st_size == content.file.size
         if sized and digest(path, wanted) == wanted:

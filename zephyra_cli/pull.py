@@ -27,7 +27,7 @@ Note = Callable[[str], None]
 class Pulled:
     """What a pull brought: `kind` is pack, gguf, checkpoint or adapter, `size` its bytes on the disk.
 
-    `before`: the commit that lay there, if any; `fetched`: bytes that were not on this machine.
+    `before`: the commit that lay there, if any; `fetched`: bytes of its files that were not on this machine.
     """
 
     name: str
@@ -65,10 +65,11 @@ class Job:
 
         def progress(done: int, total: int | None, text: str) -> None:
             nonlocal begun
+            if quiet:
+                return
             if not begun:
                 begun, self.fetched = True, self.fetched + (total or 0) - done
-            if not quiet:
-                self.progress(done, total, text or self.repository.name)
+            self.progress(done, total, text or self.repository.name)
 
         files = list(files)
         install.check_names(file.name for file in files)

@@ -79,7 +79,7 @@ def _stale(there: Repository, ours: set[str]) -> list[str]:
         return []
     try:
         files = json.loads(beginning(there, file, lambda data: False)).get("files", {})
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return []
     return sorted(set(files) & set(there.files) - ours) if isinstance(files, dict) else []
 

@@ -34,7 +34,7 @@ def read_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ZephyraError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ZephyraError(f"{path} cannot be read: {error}") from None
     if not isinstance(values, dict):
         raise ZephyraError(f"{path} holds a {type(values).__name__}, not an object")

@@ -36,6 +36,14 @@ def test_it_says_what_was_here_what_is_new_and_what_was_healed(hub: Hub, zephyra
     assert f"in place of {newer[:8]}, at ".encode() in zephyra("pull", "hf:ada/model").stderr
 
 
+def test_a_pack_is_here_already(hub: Hub, pulled: Pull, tiny_pack: Path) -> None:
+    repository = hub.add("ada/tiny", files_of(tiny_pack) | {"README.md": b"# tiny", "LICENSE": b"as you like"})
+    first, second = pulled("hf:ada/tiny"), pulled("hf:ada/tiny")
+    assert (first.before, second.before, second.fetched) == (None, first.commit, 0)
+    repository.commit({"README.md": b"# small"})
+    assert pulled("hf:ada/tiny").fetched == len(b"# small")
+
+
 def test_a_pipe_sees_plain_lines_and_quiet_is_quiet(hub: Hub, zephyra: Run) -> None:
     hub.add("ada/model", FILES)
     done = zephyra("pull", "hf:ada/model", FORCE_COLOR="1", TERM="xterm-256color")
