@@ -90,8 +90,12 @@ class Route:
     router_ms: float = 0.0
 
 
+MOST_ADAPTERS = 64
+"""That can be blended: beyond, their sum has more rank than a layer, and takes more memory than a base."""
+
+
 def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
-    """The weights as a plain dict without zeros; NaN, infinite or negative ones are refused, all at once."""
+    """The weights as a plain dict without zeros. ZephyraError: NaN, infinite or negative ones, or too many."""
     wrong = [
         f"weight of '{name}' is {weight!r}"
         for name, weight in weights.items()
@@ -99,7 +103,10 @@ def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
     ]
     if wrong:
         raise ZephyraError("; ".join(wrong), hint="a weight is a number from 0 to 100, as in law=0.7,code=0.3")
-    return {name: float(weight) for name, weight in weights.items() if weight != 0.0}
+    chosen = {name: float(weight) for name, weight in weights.items() if weight != 0.0}
+    if len(chosen) > MOST_ADAPTERS:
+        raise ZephyraError(f"a blend of {len(chosen)} adapters is asked for, at most {MOST_ADAPTERS} can be blended")
+    return chosen
 
 
 def check_ids(ids: Sequence[int], vocab_size: int) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -118,9 +121,43 @@ def test_an_adapter_of_another_base_is_refused(
     }
     write(root / "adapters" / "sql.gguf", keys, lora)
     assert zephyra("generate", "-m", root, "-n", 1, "-d", "shell", "hi").returncode == 0
-    run = zephyra("generate", "-m", root, "-d", "sql", "hi")
-    assert (run.returncode, run.stdout) == (1, b"") and b"Traceback" not in run.stderr
-    assert run.stderr.startswith(b"error: the adapter ") and b"does not fit the base" in run.stderr
+    for backend, domain in ("llama", "sql"), ("llama", "shell=0.5,sql=0.5"), ("torch", "shell=0.5,sql=0.5"):
+        run = zephyra("generate", "-m", root, "-d", domain, "--backend", backend, "hi")
+        assert (run.returncode, run.stdout) == (1, b"") and b"Traceback" not in run.stderr
+        assert run.stderr.startswith(b"error: the adapter ") and b"does not fit the base" in run.stderr
+
+
+def test_a_pack_may_have_a_thousand_adapters_or_none(zephyra: Run, change_pack: Callable[..., Path]) -> None:
+    root = change_pack()
+    manifest = json.loads((root / "zephyra.json").read_text())
+    one, record = manifest["adapters"]["sql"], manifest["files"]["adapters/sql.gguf"]
+    for number in range(1000):
+        name = f"adapters/d{number}.gguf"
+        os.link(root / "adapters" / "sql.gguf", root / name)
+        manifest["adapters"][f"d{number}"], manifest["files"][name] = one | {"file": name}, record
+    (root / "zephyra.json").write_text(json.dumps(manifest))
+    texts = {
+        zephyra("generate", "-m", root, "-n", 6, "-d", domain, "hi").stdout
+        for domain in ("sql", "d999", "d7=0.5,d8=0.5", ",".join(f"d{number}=0.015" for number in range(64)))
+    }
+    assert len(texts) <= 2 and b"" not in texts, "the same adapter under other names, but for the grid of a blend"
+    many = zephyra("generate", "-m", root, "-d", ",".join(f"d{number}=0.001" for number in range(1000)), "hi")
+    assert (many.returncode, many.stdout) == (1, b"")
+    assert many.stderr == b"error: a blend of 1000 adapters is asked for, at most 64 can be blended\n"
+    none = change_none(root, manifest)
+    assert zephyra("generate", "-m", none, "-n", 6, "hi").returncode == 0
+    for domain, said in ("sql", b"error: unknown domain 'sql'\n"), ("auto", b"error: model 'tiny' has no router\n"):
+        run = zephyra("generate", "-m", none, "-d", domain, "hi")
+        assert run.returncode == 1 and run.stderr.startswith(said)
+
+
+def change_none(root: Path, manifest: dict[str, Any]) -> Path:
+    """The pack without adapters, and so without a router."""
+    gone = {entry["file"] for entry in manifest["adapters"].values()} | {"router.gguf"}
+    files = {name: record for name, record in manifest["files"].items() if name not in gone}
+    changed = {key: value for key, value in manifest.items() if key != "router"} | {"adapters": {}, "files": files}
+    (root / "zephyra.json").write_text(json.dumps(changed))
+    return root
 
 
 @pytest.mark.parametrize("damage", ["gone", "empty", "cut", "bits"])

@@ -14,7 +14,7 @@ GRID = 0.01
 
 
 def mix_of(weights: Mapping[str, float]) -> Mix:
-    """The mix of these weights: adapters of weight 0 left out, blends on the grid. ZephyraError: no weights."""
+    """The mix of these weights: adapters of weight 0 left out, blends on the grid. ZephyraError: as `check_weights`."""
     checked = check_weights(weights)
     if len(checked) > 1:  # what was asked for stays in the blend, however little of it
         checked = {name: round(max(1, round(weight / GRID)) * GRID, 6) for name, weight in checked.items()}

@@ -170,6 +170,9 @@ def test_blends_lie_on_a_grid() -> None:
     assert mix_of({"a": 0.0, "b": 1.0, "c": 0.0}) == (("b", 1.0),)
     with pytest.raises(ZephyraError, match="weight of 'a' is 1000"):
         mix_of({"a": 1000.0})
+    with pytest.raises(ZephyraError, match="a blend of 1000 adapters is asked for, at most 64"):
+        mix_of({f"a{number}": 0.001 for number in range(1000)})
+    assert mix_of({f"a{number}": 0.0 for number in range(1000)}) == ()
 
 
 def test_no_room_for_the_sum_is_an_error(
