@@ -18,13 +18,18 @@ class ZephyraError(Exception):
         self.hint = hint
 
 
+_SHORT = 24  # names that may stand beside the nearest one
+_LISTED = 48  # where none is near; more would bury the error
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A hint for a name that is not among `known`: the nearest one, and the list where it is short."""
+    """A hint for a name that is not among `known`: the nearest one, and the list if it is short or none is near."""
     import difflib  # 2 ms that only a mistake should cost
 
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1)
-    listed = f"known: {', '.join(names)}" if 0 < len(names) <= 24 else ""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    listed = f"known: {', '.join(names[:_LISTED])}{more}"
     if near:
-        return f"did you mean '{near[0]}'?" + (f" ({listed})" if listed else "")
-    return listed or "nothing is known here yet"
+        return f"did you mean '{near[0]}'?" + (f" ({listed})" if len(names) <= _SHORT else "")
+    return listed if names else "nothing is known here yet"

@@ -84,9 +84,9 @@ def detect(source: Path) -> str:
     if (source / "config.json").is_file():
         return "router" if read_json(source / "config.json").get("model_type") == MODEL_TYPE else "base"
     if not source.exists():
-        raise ZephyraError(f"there is no {source}")
+        raise ZephyraError(f"'{source}' does not exist")
     raise ZephyraError(
-        f"{source} is nothing that converts",
+        f"'{source}' is nothing that converts",
         hint="expected a folder with config.json, adapter_config.json or zephyra.json, or a .gguf file",
     )
 
@@ -112,9 +112,11 @@ def convert(source: Path, target: Path | None = None, options: Options | None = 
             "base": _base, "gguf-base": _base, "adapter": _adapter, "router": _router,
         }  # fmt: skip
         if options.packed:
-            raise ZephyraError(f"{source} is of the kind '{kind}': --adapter, --router and --draft make packs of bases")
+            raise ZephyraError(
+                f"'{source}' is of the kind '{kind}': --adapter, --router and --draft make packs of bases"
+            )
         if kind not in makers:
-            raise ZephyraError(f"{source} is a {kind}, which is GGUF already", hint="--to hf converts it back")
+            raise ZephyraError(f"'{source}' is a {kind}, which is GGUF already", hint="--to hf converts it back")
         parts, warnings, target = makers[kind](source, target, options)
         kind = kind.removeprefix("gguf-")
     return Report(

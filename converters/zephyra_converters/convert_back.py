@@ -31,7 +31,7 @@ def convert_back(kind: str, source: Path, target: Path | None, options: Options)
         raise ZephyraError("--adapter, --router and --draft make packs; --to hf takes one apart")
     makers = {"gguf-base": _base, "base": _base, "gguf-adapter": _adapter, "pack": _pack}
     if kind not in makers:
-        raise ZephyraError(f"{source} is of the kind '{kind}', which has no Hugging Face form to go back to")
+        raise ZephyraError(f"'{source}' is of the kind '{kind}', which has no Hugging Face form to go back to")
     target = target or Path(f"{options.name or source.resolve().stem}-hf")
     check_target(source, target, force=options.force)
     parts, warnings = makers[kind](source, target, options)
@@ -53,7 +53,7 @@ def _base(source: Path, target: Path, options: Options) -> tuple[list[Part], lis
 
 def _adapter(source: Path, target: Path, options: Options) -> tuple[list[Part], list[str]]:
     if options.base is None:
-        raise ZephyraError(f"--base is needed to read {source} back", hint="the base knows the heads of the model")
+        raise ZephyraError(f"--base is needed to read '{source}' back", hint="the base knows the heads of the model")
     from zephyra_converters.convert import read_base
 
     base = read_base(options.base)

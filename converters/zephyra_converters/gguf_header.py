@@ -187,7 +187,8 @@ class _Parser:
     def header(self) -> GGUFHeader:
         if self.data[:4] != b"GGUF":
             raise ZephyraError(
-                f"{self.path} is not a GGUF file: it starts with {self.data[:4]!r}", hint="`zephyra convert` makes one"
+                f"'{self.path}' is not a GGUF file: it starts with {self.data[:4]!r}",
+                hint="`zephyra convert` makes one",
             )
         self.at = 4
         version = self.number(_U32)

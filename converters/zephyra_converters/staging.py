@@ -17,14 +17,14 @@ def check_target(source: Path, target: Path, *, force: bool) -> None:
     here, there = source.resolve(), target.resolve()
     if there == here or here in there.parents and here.is_dir() or there in here.parents:
         raise ZephyraError(
-            f"the target {target} is the source, lies inside it or around it", hint="choose another place"
+            f"the target '{target}' is the source, lies inside it or around it", hint="choose another place"
         )
     if (target.exists() or target.is_symlink()) and not force:
-        raise ZephyraError(f"{target} exists", hint="--force replaces it")
+        raise ZephyraError(f"'{target}' exists already", hint="--force replaces it")
     if target.exists() and force and target.is_dir() and any(target.iterdir()) and not _ours(target):
-        raise ZephyraError(f"{target} is a folder that no conversion made", hint="remove it yourself")
+        raise ZephyraError(f"'{target}' is a folder that no conversion made", hint="remove it yourself")
     if not target.parent.is_dir():
-        raise ZephyraError(f"there is no folder {target.parent}")
+        raise ZephyraError(f"there is no folder '{target.parent}'")
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def staged(target: Path, *, folder: bool = False, needs: int = 0) -> Iterator[Pa
     _remove_leftovers(target)
     if (free := shutil.disk_usage(target.parent).free) < needs:
         raise ZephyraError(
-            f"{target} needs {needs} bytes while it is made, {free} are free in {target.parent.resolve()}",
+            f"'{target}' needs {needs} bytes while it is made, {free} are free in '{target.parent.resolve()}'",
             hint="make room, or name a target on another disk",
         )
     place = target.with_name(f".{target.name}.{os.getpid()}.partial")
@@ -49,7 +49,9 @@ def staged(target: Path, *, folder: bool = False, needs: int = 0) -> Iterator[Pa
         os.replace(place, target)
     except OSError as error:
         where = target if error.filename in (None, str(place)) else error.filename
-        raise ZephyraError(f"cannot write {where}: {error.strerror or error}", hint="nothing was left behind") from None
+        raise ZephyraError(
+            f"cannot write '{where}': {error.strerror or error}", hint="nothing was left behind"
+        ) from None
     finally:
         _remove(place)
 

@@ -61,12 +61,12 @@ def read_text(path: Path) -> str:
     """A text for calibration or verification. ZephyraError: not there, no UTF-8, longer than 64 MB."""
     try:
         if path.stat().st_size > _LONGEST:
-            raise ZephyraError(f"{path} has {path.stat().st_size} bytes, at most {_LONGEST} of text are read")
+            raise ZephyraError(f"'{path}' has {path.stat().st_size} bytes, at most {_LONGEST} of text are read")
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ZephyraError(f"cannot read {path}: {error.strerror or error}") from None
+        raise ZephyraError(f"cannot read '{path}': {error.strerror or error}") from None
     except UnicodeDecodeError as error:
-        raise ZephyraError(f"{path} is no UTF-8 text ({error.reason} at byte {error.start})") from None
+        raise ZephyraError(f"'{path}' is no UTF-8 text ({error.reason} at byte {error.start})") from None
 
 
 def chunks(ids: Sequence[int], length: int, start: int | None) -> Iterator[list[int]]:

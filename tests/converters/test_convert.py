@@ -151,7 +151,7 @@ def test_targets_are_guarded(checkpoint_folder: Callable[[str], Path], tmp_path:
         convert(target, tmp_path / "folder", Options(to="hf", force=True))
     with pytest.raises(ZephyraError, match="no folder"):
         convert(source, tmp_path / "absent" / "a.gguf")
-    with pytest.raises(ZephyraError, match="there is no"):
+    with pytest.raises(ZephyraError, match="absent' does not exist"):
         convert(tmp_path / "absent")
 
 

@@ -48,9 +48,10 @@ def test_a_table_and_notices(run: Run, checkpoint_folder: Callable[[str], Path],
 @pytest.mark.parametrize(
     ("arguments", "message", "hint"),
     [
-        (["absent"], "there is no absent", ""),
+        (["absent"], "'absent' does not exist", ""),
         (["."], "nothing that converts", "config.json"),
         (["SOURCE", "-q", "Q4"], "unknown quantization 'Q4'", "did you mean"),
+        (["SOURCE", "-q", "banana"], "unknown quantization 'banana'", "known: BF16, F16, F32"),
         (["SOURCE", "--adapter", "law"], "--adapter 'law' is not NAME=PATH", "law=./law"),
         (["SOURCE", "--adapter", "law=absent"], "cannot read", ""),
         (["SOURCE", "--base", "."], "--base belongs to an adapter", ""),

@@ -183,9 +183,9 @@ def read_recipe(stage: str, path: Path, overrides: Sequence[str] = ()) -> Any:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ZephyraError(f"recipe {path} does not exist") from None
+        raise ZephyraError(f"recipe '{path}' does not exist") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ZephyraError(f"recipe {path} cannot be read: {error}") from None
+        raise ZephyraError(f"recipe '{path}' cannot be read: {error}") from None
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
