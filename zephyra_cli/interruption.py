@@ -34,7 +34,7 @@ def install() -> None:
     """Take over the signals, unless who started us wanted them ignored (nohup, a shell's background)."""
     for number in (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])):
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _handle)
+            signal.signal(number, handle)
 
 
 @contextmanager
@@ -83,7 +83,8 @@ def check() -> None:
         raise interruption
 
 
-def _handle(number: int, frame: FrameType | None) -> None:
+def handle(number: int, frame: FrameType | None) -> None:
+    """What a signal does: raise, or wait."""
     global _waiting
     if not isinstance(_waiting, Terminated):
         _waiting = KeyboardInterrupt() if number == signal.SIGINT else Terminated(number)

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from zephyra_cli import interruption
 from zephyra_cli.backends.frames import Closed, Frames
 from zephyra_cli.backends.protocol import Job
 from zephyra_fusion.errors import ZephyraError
@@ -126,7 +127,7 @@ def serve(frames: Frames) -> None:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         if child.generating:
-            raise KeyboardInterrupt
+            interruption.handle(number, frame)  # which waits for the end of a call into C that would lose it
 
     signal.signal(signal.SIGINT, interrupt)
     while True:

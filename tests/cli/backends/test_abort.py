@@ -125,7 +125,7 @@ def test_a_signal_in_the_middle_of_loading_is_not_lost(tiny_gguf: Path, tiny_ada
             signal.raise_signal(signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
-    signal.signal(signal.SIGINT, interruption._handle)
+    signal.signal(signal.SIGINT, interruption.handle)
     lib.llama_log_set(callback := _LogCallback(log), None)
     try:
         for step in steps():
