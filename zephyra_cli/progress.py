@@ -26,6 +26,7 @@ class Progress:
         self._bar: Any = None
         self._task: Any = None
         self._next_line = 0.0
+        self._said: tuple[int, int | None, str] | None = None
         self._begun: tuple[float, int] | None = None
 
     def __enter__(self) -> Progress:
@@ -58,8 +59,8 @@ class Progress:
         now = time.monotonic()
         if self._bytes and self._begun is None:
             self._begun, self._next_line = (now, done), now + LINE_EVERY_S
-        elif now >= self._next_line or done == total:
-            self._next_line = now + LINE_EVERY_S
+        elif (now >= self._next_line or done == total) and self._said != (done, total, text):
+            self._next_line, self._said = now + LINE_EVERY_S, (done, total, text)
             ui.note(self._line(now, done, total) + f" {text}")
 
     def _line(self, now: float, done: int, total: int | None) -> str:

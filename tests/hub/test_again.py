@@ -48,6 +48,8 @@ def test_a_pipe_sees_plain_lines_and_quiet_is_quiet(hub: Hub, zephyra: Run) -> N
     hub.add("ada/model", FILES)
     done = zephyra("pull", "hf:ada/model", FORCE_COLOR="1", TERM="xterm-256color")
     assert done.stdout == b"model\n" and b"\x1b" not in done.stderr and b"\r" not in done.stderr
+    lines = done.stderr.splitlines()
+    assert lines and len(lines) == len(set(lines))
     hub.add("ada/other", FILES)
     quiet = zephyra("pull", "hf:ada/other", "--quiet")
     assert (quiet.stdout, quiet.stderr) == (b"other\n", b"")
