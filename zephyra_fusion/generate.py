@@ -11,6 +11,7 @@ from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.layers.cache import KVCache
 from zephyra_fusion.layers.static_cache import StaticCache
 from zephyra_fusion.model import ZephyraFusion
+from zephyra_fusion.repetition import SeenNgrams
 from zephyra_fusion.sampling import sample
 from zephyra_fusion.types import SamplingParams, Token
 
@@ -60,12 +61,16 @@ def generate(
     stops = frozenset(model.config.eos_token_ids if stop_ids is None else stop_ids)
     cache = model.new_cache() if cache is None else cache
     random = torch.Generator().manual_seed(params.seed)
-    history = list(prompt)
+    history, seen = list(prompt), SeenNgrams(params.no_repeat_ngram_size)
     logits = prefill(model, history, cache)
     room = min(params.max_tokens, cache.limit - len(history) + 1)
     for count in range(1, room + 1):
+        if banned := seen.banned():
+            logits = logits.clone()
+            logits[list(banned)] = float("-inf")
         token = sample(logits, params, history, random)
         history.append(token)
+        seen.add(token)
         if token in stops:
             yield Token(token, "stop")
             return

@@ -15,6 +15,7 @@ class SamplingParams:
 
     `temperature=0` is greedy. `top_k=0`, `top_p=1`, `min_p=0` and `repeat_penalty=1` switch that filter off.
     Order of the filters: penalty over the last `repeat_last_n` tokens, top-k, top-p, min-p, temperature, draw.
+    So many tokens in a row as `no_repeat_ngram_size` says come but once in an answer; 0, or a form to follow: they may.
     `schema` (JSON Schema) or `grammar` (GBNF), where not empty, is what the answer must follow: it comes first of all.
     """
 
@@ -25,6 +26,7 @@ class SamplingParams:
     min_p: float = 0.05
     repeat_penalty: float = 1.0
     repeat_last_n: int = 64
+    no_repeat_ngram_size: int = 0
     seed: int = 0
     schema: str = ""
     grammar: str = ""
@@ -43,6 +45,8 @@ class SamplingParams:
             wrong.append(f"min_p is {self.min_p}, must be between 0 and 1")
         if not 0.0 < self.repeat_penalty <= 10.0:
             wrong.append(f"repeat_penalty is {self.repeat_penalty}, must be above 0 and at most 10")
+        if self.no_repeat_ngram_size < 0 or self.no_repeat_ngram_size == 1:
+            wrong.append(f"no_repeat_ngram_size is {self.no_repeat_ngram_size}, must be 0 or at least 2")
         if not 0 <= self.seed < 2**32:
             wrong.append(f"seed is {self.seed}, must fit 32 bits without a sign")
         if self.schema and self.grammar:

@@ -107,3 +107,13 @@ def test_draws_follow_the_distribution() -> None:
     for token, share in enumerate(expected.tolist()):
         sigma = math.sqrt(share * (1 - share) / 3000)
         assert abs(draws.count(token) / 3000 - share) < 4 * sigma
+
+
+def test_no_ngram_of_the_answer_comes_twice() -> None:
+    model = build(TINY)
+    answers = [
+        [token.id for token in generate(model, PROMPT, SamplingParams(max_tokens=120, no_repeat_ngram_size=size))]
+        for size in (0, 2)
+    ]
+    free, held = ([*zip(ids, ids[1:], strict=False)] for ids in answers)
+    assert len(set(free)) < len(free) and len(set(held)) == len(held)

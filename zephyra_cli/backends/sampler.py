@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from zephyra_fusion.repetition import SeenNgrams
 from zephyra_fusion.types import SamplingParams
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ class Sampler:
         constraint: Constraint | None = None,
     ) -> None:
         self._lib, self._vocab_size, self._constraint = lib, vocab_size, constraint
+        size = params.no_repeat_ngram_size if constraint is None else 0
+        self._seen = SeenNgrams(size) if size else None
         self._chain = chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         add = lib.llama_sampler_chain_add
         if params.repeat_penalty != 1.0 and params.repeat_last_n > 0:
@@ -54,11 +58,24 @@ class Sampler:
 
         The chain remembers it for its penalties, the constraint for what may follow.
         """
+        if self._seen is not None:
+            return self._new(self._seen, context.handle, row)
         if self._constraint is None:
             return int(self._lib.llama_sampler_sample(self._chain, context.handle, row))
         self._forbid(self._constraint, context.handle, row)
         token = int(self._lib.llama_sampler_sample(self._chain, context.handle, row))
         self._constraint.accept(token)
+        return token
+
+    def _new(self, seen: SeenNgrams, context: int, row: int) -> int:
+        """A token that repeats no n-gram."""
+        if banned := seen.banned():
+            address = self._lib.llama_get_logits_ith(context, row)
+            logits = (ctypes.c_float * self._vocab_size).from_address(address)
+            for token in banned:
+                logits[token] = -math.inf
+        token = int(self._lib.llama_sampler_sample(self._chain, context, row))
+        seen.add(token)
         return token
 
     def _forbid(self, constraint: Constraint, context: int, row: int) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from zephyra_fusion.errors import ZephyraError
+from zephyra_fusion.repetition import SeenNgrams
 from zephyra_fusion.types import SamplingParams
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ class TokenChoice:
 
         self._params, self._constraint = params, constraint
         self._history, self._proven = list(prompt), False
+        self._seen = SeenNgrams(params.no_repeat_ngram_size if constraint is None else 0)
         self._random = torch.Generator().manual_seed(params.seed)
 
     def sample(self, context: Any, row: int = -1) -> int:
@@ -40,9 +42,13 @@ class TokenChoice:
         if self._constraint is not None:
             mask = torch.from_numpy(allowed(self._constraint.mask(), len(logits)).copy())
             logits = logits.masked_fill(~mask.to(logits.device), float("-inf"))
+        if banned := self._seen.banned():
+            logits = logits.clone()
+            logits[list(banned)] = float("-inf")
         with torch.inference_mode():
             token = sample(logits, self._params, self._history, self._random)
         self._history.append(token)
+        self._seen.add(token)
         if self._constraint is not None:
             self._constraint.accept(token)
         return token

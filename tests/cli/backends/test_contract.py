@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from scripted_draft import GivenLength, ScriptedDraft
 
 from zephyra_cli.backends.llama import LlamaBackend
 from zephyra_cli.backends.local import LocalBackend
-from zephyra_cli.backends.protocol import Backend
+from zephyra_cli.backends.protocol import Backend, Job
 from zephyra_fusion.errors import ZephyraError
-from zephyra_fusion.types import SamplingParams
+from zephyra_fusion.types import SamplingParams, Token
 
 PROMPT = [50, 60, 70, 80, 90, 100, 110, 120, 130, 140]
 Open = Callable[..., Backend]
@@ -143,6 +144,27 @@ def test_the_penalty_counts_the_prompt(backend: Backend) -> None:
     penalised = next(backend.generate(prompt, SamplingParams(max_tokens=1, repeat_penalty=10.0)))
     assert penalised.id == int(np.argmax(logits))
     assert again in prompt or penalised.id == again
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "top_k": 3, "seed": 1}])
+def test_no_ngram_of_the_answer_comes_twice(options: dict[str, Any], backend: LocalBackend) -> None:
+    """Speculation and batches too; an n-gram of the prompt may come, and a form is followed whatever it repeats."""
+    plain = SamplingParams(max_tokens=200, top_p=1.0, min_p=0.0, **options)
+    params = replace(plain, no_repeat_ngram_size=2)
+
+    def pairs(tokens: Sequence[Token]) -> list[tuple[int, int]]:
+        ids = [token.id for token in tokens]
+        return list(zip(ids, ids[1:], strict=False))
+
+    looping, answer = list(backend.generate(PROMPT, plain)), list(backend.generate(PROMPT, params))
+    assert len(set(pairs(looping))) < len(pairs(looping)), "the test is about loops"
+    assert len(set(pairs(answer))) == len(pairs(answer)) > 5
+    assert [token for _, token in backend.generate_many([Job(prompt=PROMPT, params=params)])] == answer
+    backend.speculate(ScriptedDraft([token.id for token in answer], lambda at: at % 3 == 0), GivenLength([4]))
+    assert list(backend.generate(PROMPT, params)) == answer
+    form = SamplingParams(max_tokens=40, no_repeat_ngram_size=2, grammar='root ::= "abababababab"')
+    text = b"".join(backend.token_bytes(token.id) for token in backend.generate(PROMPT, form))
+    assert text == b"abababababab"
 
 
 def test_usage_is_told(backend: Backend) -> None:
