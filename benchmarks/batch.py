@@ -10,7 +10,6 @@ order, and a small model has many near ties.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import statistics
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from report import Report, progress
+from speed import installed_libraries
 from subject import Subject, arguments
 
 if TYPE_CHECKING:
@@ -129,13 +129,9 @@ def base_rate(engine: Engine, prompts: list[str]) -> float:
 
 def batched_bench(program: Path, engine: Engine, subject: Subject) -> float:
     """S_TG of llama-batched-bench, in the libraries that we run in."""
-    from zephyra_cli.backends.library import library_path
-
     command = [str(program), "-m", str(subject.pack.path(subject.pack.base)), "-c", str(SEQUENCES * 256)]
     command += ["-npp", str(PROMPT), "-ntg", str(DECODE), "-npl", str(SEQUENCES), "-t", str(engine.backend.threads)]
-    paths = [str(library_path().parent), os.environ.get("LD_LIBRARY_PATH", "")]
-    environment = {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(filter(None, paths))}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=installed_libraries(), capture_output=True, text=True)
     rows = re.findall(rf"^\|\s*{PROMPT}\s*\|\s*{DECODE}\s*\|(.*)\|$", done.stdout, flags=re.M)
     if done.returncode or not rows:
         raise SystemExit(f"{program}: {(done.stderr or done.stdout).strip()[-500:]}")

@@ -109,15 +109,20 @@ class Ours:
         return last
 
 
+def installed_libraries() -> dict[str, str]:
+    """An environment in which llama.cpp's own programs run in the libraries of the installed llama-cpp-python."""
+    from zephyra_cli.backends.library import library_path
+
+    libraries = [str(library_path().parent), os.environ.get("LD_LIBRARY_PATH", "")]
+    return {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries))}
+
+
 class LlamaBench:
     """The tool of llama.cpp, with its own defaults but for file and threads, in the installed libraries."""
 
     def __init__(self, program: Path, model: Path, threads: int) -> None:
-        from zephyra_cli.backends.library import library_path
-
         self.command = [str(program), "-m", str(model), "-t", str(threads), "-r", str(REPEATS), "-o", "json"]
-        libraries = [str(library_path().parent), os.environ.get("LD_LIBRARY_PATH", "")]
-        self.environment = {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries))}
+        self.environment = installed_libraries()
 
     def measure(self, sizes: Sequence[int], decode: int) -> Rates:
         lengths = ["-p", ",".join(map(str, sizes)), "-n", str(decode)]
