@@ -2,7 +2,8 @@
 
 Subject: folders of `random_model.py` (default: the embedded pack). The adapters are what a pack of these bases has,
 Q8_0, and F16 files beside them. Every ratio is of medians from the same run, the sides in turn. `llama-bench` as in
-speed.py. --processor-time with --threads 1 counts what the thread computes: for machines that do other work as well.
+speed.py, with a bare loop over the C API beside it. --processor-time with --threads 1 counts what the thread computes:
+for machines that do other work as well (llama-bench and the bare loop keep the wall clock).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from bare_loop import BareLoop
 from report import Report
 from speed import LlamaBench
 
@@ -96,13 +98,17 @@ class Measurement:
         for kind in ("", "-F16") if len(names) < len(self.model.adapters) else ("",):
             mixes["one" + kind] = {names[0] + kind: 1.0}
             mixes["blend" + kind] = {name + kind: round(0.4 - 0.1 * at, 2) for at, name in enumerate(names)}
-        rates: dict[str, list[float]] = {key: [] for key in (*mixes, "prefill", "their decode", "their prefill")}
+        rates: dict[str, list[float]] = {
+            key: [] for key in (*mixes, "prefill", "their decode", "their prefill", "bare decode")
+        }
         yardstick = LlamaBench(llama_bench, self.model.base, self.threads) if llama_bench else None
+        bare = BareLoop(self.model.base, self.threads) if llama_bench else None
         for turn in range(self.turns + 1):
             measured = {key: self.decode(mix) for key, mix in mixes.items()} | {"prefill": self.prefill()}
-            if yardstick:
+            if yardstick and bare:
                 theirs = yardstick.measure([PREFILL], DECODE)
                 measured |= {"their decode": theirs[f"tg{DECODE}"], "their prefill": theirs[f"pp{PREFILL}"]}
+                measured["bare decode"] = bare.measure([], DECODE)[f"tg{DECODE}"]
             if turn:  # the first one warms up
                 for key, value in measured.items():
                     rates[key].append(value)
@@ -113,6 +119,7 @@ class Measurement:
             for key, mine in (("decode", "base"), ("prefill", "prefill")):
                 ratio = median[mine] / median[f"their {key}"]
                 self.figure(f"{key}_ratio", f"{key}, base / llama-bench", ratio, at_least=0.98)
+            self.figure("bare", "decode, base / a bare loop", median["base"] / median["bare decode"])
         bounds = (0.88, 0.80) if self.large else (None, None)
         for kind, said in (("", ""), ("-F16", " in F16")):
             for key, text, bound in (("one", "one adapter", bounds[0]), ("blend", "blend of four", bounds[1])):

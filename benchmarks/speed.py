@@ -7,8 +7,9 @@ llama.cpp's own speed is `llama-bench`'s, found on the PATH or by --llama-bench.
           -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF
     cmake --build build --target llama-bench -j
 
-It is run with the libraries of the installed llama-cpp-python, so that both sides run the same machine code. Without it
-the yardstick is a bare loop over the C API: no sampling, no text, no checks.
+It is run with the libraries of the installed llama-cpp-python, so that both sides run the same machine code. Beside it,
+or without it as the yardstick, stands a bare loop over the C API: no sampling, no text, no checks. What lies between
+ours and the loop is our own work, what lies between the loop and llama-bench is not.
 Ours is `Engine.generate` (domain none, greedy): decoding by the wall clock, sampling, detokenizing and stop checks
 included; prefill by the engine's own account, for llama-bench does not tokenize either.
 """
@@ -51,10 +52,13 @@ def main() -> None:
     base = subject.pack.path(subject.pack.base)
     sizes = [size for size in PREFILL if size < engine.backend.context_length]
     ours = Ours(engine, subject, sizes)
-    yardstick = LlamaBench(Path(found), base, threads) if found else BareLoop(base, threads)
-    rates: dict[str, list[Rates]] = {"ours": [], "theirs": []}
+    bare = BareLoop(base, threads)
+    sides = {"ours": ours, "theirs": LlamaBench(Path(found), base, threads) if found else bare}
+    if found:
+        sides["bare"] = bare
+    rates: dict[str, list[Rates]] = {name: [] for name in sides}
     for turn in range(options.turns + 1):
-        for name, side in (("ours", ours), ("theirs", yardstick)):
+        for name, side in sides.items():
             measured = side.measure(sizes, DECODE)
             if turn:  # the first one warms up
                 rates[name].append(measured)
@@ -65,6 +69,9 @@ def main() -> None:
         report.figure(f"{key}_ours", f"{key}: ours", mine, unit="tokens/s")
         report.figure(f"{key}_theirs", f"{key}: llama.cpp's", theirs, unit="tokens/s")
         report.figure(f"{key}_ratio", f"{key}: ratio", mine / theirs, at_least=0.95)
+        if found:
+            loop = statistics.median(turn[key] for turn in rates["bare"])
+            report.figure(f"{key}_bare_ratio", f"{key}: ratio to a bare loop", mine / loop)
     report.finish(options.json)
 
 
