@@ -202,7 +202,7 @@ def test_a_full_and_a_read_only_home_keep_what_they_have(tmp_path: Path) -> None
     assert done.stdout == "config.toml\nseed = 1\n"
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert errors == [
-        f"error: cannot write {place}/home/config.toml: No space left on device",
-        f"error: cannot write {place}/home/config.toml: Read-only file system",
+        f"error: cannot write '{place}/home/config.toml': No space left on device",
+        f"error: cannot write '{place}/home/config.toml': Read-only file system",
         f"error: cannot make the folder '{place}/home/templates': Read-only file system",
     ]
