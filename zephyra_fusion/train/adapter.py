@@ -93,16 +93,13 @@ def _train_one(
         loss,
         make_optimizers(model, recipe.optimizer),
         device=device,
-        precision=recipe.precision,
         folder=folder,
+        recipe=recipe,
         max_grad_norm=recipe.optimizer.max_grad_norm,
-        checkpoint_every=recipe.checkpoint_every,
-        eval_every=recipe.eval_every,
         evaluate=evaluate,
         report=report,
+        resume=resume,
     )
-    if resume:
-        loop.resume()
     phase = PhaseConfig(
         steps=steps,
         mixture={domain: 1.0},

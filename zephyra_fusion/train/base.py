@@ -104,16 +104,13 @@ def train_base(recipe: BaseRecipe, resume: bool, report: Report | None) -> Path:
         loss,
         make_optimizers(model, recipe.optimizer),
         device=device,
-        precision=recipe.precision,
         folder=output,
+        recipe=recipe,
         max_grad_norm=recipe.optimizer.max_grad_norm,
-        checkpoint_every=recipe.checkpoint_every,
-        eval_every=recipe.eval_every,
         evaluate=evaluate,
         report=report,
+        resume=resume,
     )
-    if resume:
-        loop.resume()
     mixtures = [
         Mixture(sources, phase.mixture, length=phase.sequence_length, seed=recipe.seed + 1000 * index, pad=pad)
         for index, phase in enumerate(recipe.phases)

@@ -129,16 +129,13 @@ def train_joint(recipe: JointRecipe, resume: bool, report: Report | None) -> Pat
         loss,
         optimizers,
         device=device,
-        precision=recipe.precision,
         folder=output,
+        recipe=recipe,
         max_grad_norm=recipe.optimizer.max_grad_norm,
-        checkpoint_every=recipe.checkpoint_every,
-        eval_every=recipe.eval_every,
         evaluate=evaluate,
         report=report,
+        resume=resume,
     )
-    if resume:
-        loop.resume()
     phase = PhaseConfig(
         steps=recipe.steps,
         mixture={},

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -54,8 +54,22 @@ def learning_rate(phases: Sequence[PhaseConfig], step: int) -> float:
     return 0.0
 
 
+class Pace(Protocol):
+    """What every recipe says of its steps, beside what they learn."""
+
+    @property
+    def precision(self) -> str: ...
+    @property
+    def checkpoint_every(self) -> int: ...
+    @property
+    def eval_every(self) -> int: ...
+
+
 class Loop:
-    """Runs `phases` over a model; `loss(inputs, labels)` is the mean over the labels that count."""
+    """Runs `phases` over a model; `loss(inputs, labels)` is the mean over the labels that count.
+
+    resume: go on from the last checkpoint, where there is one.
+    """
 
     def __init__(
         self,
@@ -65,20 +79,22 @@ class Loop:
         optimizers: Sequence[torch.optim.Optimizer],
         *,
         device: torch.device,
-        precision: str,
         folder: Path,
+        recipe: Pace,
         max_grad_norm: float = 1.0,
-        checkpoint_every: int = 200,
-        eval_every: int = 200,
         evaluate: Callable[[], Mapping[str, float]] | None = None,
         report: Report | None = None,
+        resume: bool = False,
     ) -> None:
         self.stage, self.model, self.loss, self.optimizers = stage, model, loss, list(optimizers)
-        self.device, self.precision, self.folder = device, precision, folder
-        self.max_grad_norm, self.checkpoint_every, self.eval_every = max_grad_norm, checkpoint_every, eval_every
+        self.device, self.precision, self.folder = device, recipe.precision, folder
+        self.checkpoint_every, self.eval_every = recipe.checkpoint_every, recipe.eval_every
+        self.max_grad_norm = max_grad_norm
         self.evaluate, self.report = evaluate, report
         self.step = 0
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        if resume:
+            self.resume()
 
     @property
     def checkpoint(self) -> Path:

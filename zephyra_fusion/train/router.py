@@ -77,15 +77,12 @@ def train_router(recipe: RouterRecipe, resume: bool, report: Report | None) -> P
         lambda ids, labels: functional.cross_entropy(model(ids.clamp(min=0), ids >= 0), labels),
         make_optimizers(model, optimizer),
         device=device,
-        precision=recipe.precision,
         folder=output,
-        checkpoint_every=recipe.checkpoint_every,
-        eval_every=recipe.eval_every,
+        recipe=recipe,
         evaluate=evaluate,
         report=report,
+        resume=resume,
     )
-    if resume:
-        loop.resume()
     phase = PhaseConfig(
         steps=recipe.steps, mixture={}, batch_size=recipe.batch_size, warmup_steps=recipe.warmup_steps, decay="cosine"
     )
