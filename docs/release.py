@@ -48,7 +48,7 @@ def make_pack(runs: Path, data: Path) -> None:
         license=LICENSE,
         origin=ORIGIN,
         descriptions=DOMAINS,
-        generation={"temperature": 0.0, "max_tokens": 256, "repeat_penalty": 1.0},
+        generation={"temperature": 0.0, "max_tokens": 256, "repeat_penalty": 1.0, "no_repeat_ngram_size": 8},
         force=True,
         progress=lambda done, total, what: print(f"{done}/{total} {what}"),
     )
