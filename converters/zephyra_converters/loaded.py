@@ -44,12 +44,17 @@ def llama() -> Any:
 
 @contextmanager
 def listening(listener: Callable[[int, bytes], None]) -> Iterator[None]:
-    """llama.cpp's log goes to `listener(level, text)`, in pieces."""
+    """llama.cpp's log goes to `listener(level, text)`, in pieces; then to whom it went before, an engine perhaps."""
+    lib = llama()
+    before, data = lib.llama_log_callback(), ctypes.c_void_p()
+    lib.llama_log_get(ctypes.byref(before), ctypes.byref(data))
+    lib.llama_log_set(_keep_alive[0], ctypes.c_void_p(0))
     _listeners.append(listener)
     try:
         yield
     finally:
         _listeners.remove(listener)
+        lib.llama_log_set(before, data)
 
 
 def _heard(level: int, text: bytes, data: Any) -> None:

@@ -156,7 +156,7 @@ def test_a_foreign_base_is_refused(
 def test_a_grown_vocabulary_is_refused(adapted: Callable[[str], tuple[Any, Path, Path]], tmp_path: Path) -> None:
     _, folder, base = adapted("head")
     grown = {"base_model.model.lm_head.base_layer.weight": np.zeros((330, 64), np.float32)}
-    with pytest.raises(ZephyraError, match=r"'lm_head.weight' is \[330, 64\], the base's \[320, 64\]"):
+    with pytest.raises(ZephyraError, match=r"'lm_head.weight' is \[330, 64\] for it and \[320, 64\] in the base"):
         convert(edited(folder, tmp_path / "edited", grown), tmp_path / "a.gguf", Options(base=base))
 
 
