@@ -168,7 +168,7 @@ def test_types_by_pattern(wide: Callable[[], Path], tmp_path: Path) -> None:
         ({"tensor_types": ["ffn=Q6_K"], "quantization": "F16"}, "no effect on F16"),
         ({"calibration": Path(__file__), "quantization": "Q8_0"}, "no effect on Q8_0"),
         ({"calibration": Path("absent.txt")}, "cannot read absent.txt"),
-        ({"verify_text": Path("absent.txt")}, "cannot read absent.txt"),
+        ({"verify_text": Path("absent.txt")}, "cannot read 'absent.txt'"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(
