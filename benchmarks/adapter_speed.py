@@ -2,8 +2,9 @@
 
 Subject: folders of `random_model.py` (default: the embedded pack). The adapters are what a pack of these bases has,
 Q8_0, and F16 files beside them. Every ratio is of medians from the same run, the sides in turn. `llama-bench` as in
-speed.py, with a bare loop over the C API beside it. --processor-time with --threads 1 counts what the thread computes:
-for machines that do other work as well (llama-bench and the bare loop keep the wall clock).
+speed.py; beside it a bare loop over the C API, which also takes the first F16 file as it is: what llama.cpp makes of
+an adapter without any code of ours. --processor-time with --threads 1 counts what the thread computes: for machines
+that do other work as well (llama-bench and the bare loop keep the wall clock).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import time
 from argparse import ArgumentParser
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,21 +100,21 @@ class Measurement:
         for kind in ("", "-F16") if len(names) < len(self.model.adapters) else ("",):
             mixes["one" + kind] = {names[0] + kind: 1.0}
             mixes["blend" + kind] = {name + kind: round(0.4 - 0.1 * at, 2) for at, name in enumerate(names)}
-        rates: dict[str, list[float]] = {
-            key: [] for key in (*mixes, "prefill", "their decode", "their prefill", "bare decode")
-        }
+        rates: dict[str, list[float]] = defaultdict(list)
         yardstick = LlamaBench(llama_bench, self.model.base, self.threads) if llama_bench else None
-        bare = BareLoop(self.model.base, self.threads) if llama_bench else None
+        bare = {"bare decode": BareLoop(self.model.base, self.threads)} if llama_bench else {}
+        if bare and "one-F16" in mixes:
+            bare["bare one"] = BareLoop(self.model.base, self.threads, self.model.adapters[f"{names[0]}-F16"])
         for turn in range(self.turns + 1):
             measured = {key: self.decode(mix) for key, mix in mixes.items()} | {"prefill": self.prefill()}
-            if yardstick and bare:
+            if yardstick:
                 theirs = yardstick.measure([PREFILL], DECODE)
                 measured |= {"their decode": theirs[f"tg{DECODE}"], "their prefill": theirs[f"pp{PREFILL}"]}
-                measured["bare decode"] = bare.measure([], DECODE)[f"tg{DECODE}"]
+                measured |= {key: loop.measure([], DECODE)[f"tg{DECODE}"] for key, loop in bare.items()}
             if turn:  # the first one warms up
                 for key, value in measured.items():
                     rates[key].append(value)
-        median = {key: statistics.median(values) for key, values in rates.items() if values}
+        median = {key: statistics.median(values) for key, values in rates.items()}
         self.figure("decode", "decode, base", median["base"], unit="tokens/s")
         self.figure("prefill", "prefill, base", median["prefill"], unit="tokens/s")
         if yardstick:
@@ -126,6 +128,8 @@ class Measurement:
                 if key + kind in mixes:
                     ratio = median[key + kind] / median["base"]
                     self.figure(key + kind, f"{text}{said} / base", ratio, at_least=bound)
+        if "bare one" in median:
+            self.figure("bare_one", "llama.cpp alone: that F16 file / base", median["bare one"] / median["bare decode"])
         self.switches(mixes["one"], {names[1]: 1.0})
         self.memory()
         self.backend.close()

@@ -15,9 +15,12 @@ _BATCH, _CONTEXT, _REPEATS = 512, 1024, 3
 
 
 class BareLoop:
-    """One model by llama-cpp-python's low-level module, with the library's own defaults but for the threads."""
+    """One model by llama-cpp-python's low-level module, with the library's own defaults but for the threads.
 
-    def __init__(self, model: Path, threads: int) -> None:
+    `adapter`: a GGUF file, as it is, switched on at weight 1.
+    """
+
+    def __init__(self, model: Path, threads: int, adapter: Path | None = None) -> None:
         from zephyra_cli.backends.self_test import extra_buffers_allowed
         from zephyra_converters.loaded import llama
 
@@ -31,6 +34,11 @@ class BareLoop:
         settings.n_ctx, settings.n_batch, settings.n_ubatch = _CONTEXT, _BATCH, _BATCH
         settings.n_threads = settings.n_threads_batch = threads
         self.context = self.lib.llama_init_from_model(self.model, settings)
+        if adapter:
+            loaded = self.lib.llama_adapter_lora_init(self.model, os.fsencode(adapter))
+            one, weight = (ctypes.c_void_p * 1)(loaded), (ctypes.c_float * 1)(1.0)
+            if not loaded or self.lib.llama_set_adapters_lora(self.context, one, 1, weight):
+                raise SystemExit(f"llama.cpp cannot switch on {adapter}")
         self.random = Random(0)
 
     def measure(self, sizes: Sequence[int], decode: int) -> dict[str, float]:

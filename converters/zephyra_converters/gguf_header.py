@@ -140,7 +140,7 @@ def read_header(path: Path | str) -> GGUFHeader:
                 data += more
             return header
     except OSError as error:
-        raise ZephyraError(f"cannot read {path}: {error.strerror or error}") from None
+        raise ZephyraError(f"cannot read '{path}': {error.strerror or error}") from None
 
 
 class _RunOut(Exception):

@@ -54,7 +54,7 @@ def read_importance(path: Path) -> ImportanceMatrix | None:
         with path.open("rb") as file:
             start = file.read(12)
     except OSError as error:
-        raise ZephyraError(f"cannot read {path}: {error.strerror or error}") from None
+        raise ZephyraError(f"cannot read '{path}': {error.strerror or error}") from None
     if start[:4] == b"GGUF":
         return _read_gguf(path)
     # An old file starts with two small numbers, entries and the length of a name: zero bytes, which no text has.

@@ -17,7 +17,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_bytes().decode("utf-8"))
     except OSError as error:
-        raise ZephyraError(f"cannot read {path}: {error.strerror or error}") from None
+        raise ZephyraError(f"cannot read '{path}': {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
         raise ZephyraError(f"{path} is not JSON: {error}") from None
     if not isinstance(values, dict):

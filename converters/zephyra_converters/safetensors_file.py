@@ -104,7 +104,7 @@ def _read_header(path: Path) -> tuple[Mapping[str, Any], int]:
                 )
             header = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
     except OSError as error:
-        raise ZephyraError(f"cannot read {path}: {error.strerror}") from None
+        raise ZephyraError(f"cannot read '{path}': {error.strerror}") from None
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ZephyraError(f"{path} is not a safetensors file: its header is no JSON ({error})") from None
     if not isinstance(header, dict):

@@ -167,7 +167,7 @@ def test_types_by_pattern(wide: Callable[[], Path], tmp_path: Path) -> None:
         ({"tensor_types": ["(=Q6_K"]}, "no regular expression"),
         ({"tensor_types": ["ffn=Q6_K"], "quantization": "F16"}, "no effect on F16"),
         ({"calibration": Path(__file__), "quantization": "Q8_0"}, "no effect on Q8_0"),
-        ({"calibration": Path("absent.txt")}, "cannot read absent.txt"),
+        ({"calibration": Path("absent.txt")}, "cannot read 'absent.txt'"),
         ({"verify_text": Path("absent.txt")}, "cannot read 'absent.txt'"),
     ],
 )
