@@ -92,7 +92,7 @@ FLOORS = [
     {"chat", "log", "markdown", "server", "slash", "transcript"},
     {"talk"},
     {"commands"},
-    {"app", "command_line", "__main__"},
+    {"app", "command_line", "ending", "__main__"},
 ]
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from typing import NoReturn
 
 from zephyra_cli import interruption
+from zephyra_cli.ending import end_as_cat, leave
 from zephyra_fusion.errors import ZephyraError
 
 
@@ -64,24 +64,3 @@ def _dispatch(arguments: list[str]) -> int:
         return error.exit_code
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 1
-
-
-def leave(status: int) -> NoReturn:
-    """Flush and go. Nothing is torn down: the system takes the memory back faster than llama.cpp gives it."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            if stream is not None:
-                stream.flush()
-        except BrokenPipeError:
-            end_as_cat()
-        except OSError:
-            status = status or 1
-    os._exit(status)
-
-
-def end_as_cat() -> NoReturn:
-    """The reader closed the pipe: die of SIGPIPE, quietly, where there is such a thing."""
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGPIPE)
-    os._exit(1)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from zephyra_cli.app import end_as_cat, leave
+from zephyra_cli.ending import end_as_cat, leave
 from zephyra_cli.interruption import Terminated
 from zephyra_fusion import __version__
 from zephyra_fusion.errors import did_you_mean

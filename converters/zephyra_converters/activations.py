@@ -1,16 +1,22 @@
-"""What goes into a model's matrices while llama.cpp computes: squares of it, summed up by column."""
+"""What goes into a model's matrices while llama.cpp computes: squares of it, summed up by column, over a text."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zephyra_converters.gguf_header import read_header
 from zephyra_converters.imatrix import ImportanceMatrix, importance_of
+from zephyra_converters.texts import chunks, read_text
 from zephyra_fusion.errors import ZephyraError
 
 if TYPE_CHECKING:
     import numpy as np
 
+CHUNK = 512  # tokens read in one go from an empty cache, as llama-imatrix does
+_BATCH = 128  # of them at a time: every row of logits that llama.cpp keeps costs four bytes a token of the vocabulary
 _F32 = 0
 
 
@@ -90,6 +96,30 @@ class Squares:
             rows = x[ids == expert].astype(np.float64)
             sums[expert] += np.einsum("nc,nc->c", rows, rows)
             counts[expert] += len(rows)
+
+
+def compute_importance(gguf: Path, text: Path, progress: Callable[[int, int], None]) -> ImportanceMatrix:
+    """Run the model in `gguf` over the text and sum up the squares of what goes into its matrices.
+
+    `progress(tokens done, tokens in all)`. ZephyraError: the text has fewer than 32 tokens.
+    """
+    from zephyra_converters.loaded import LoadedGGUF
+
+    header = read_header(gguf)
+    length, squares = min(CHUNK, int(header.metadata[f"{header.architecture}.context_length"])), Squares()
+    with LoadedGGUF(gguf, length, batch=min(_BATCH, length), watch=squares) as loaded:
+        ids = loaded.tokenize(read_text(text), False)
+        if len(ids) < 32:
+            raise ZephyraError(f"{text} has {len(ids)} tokens, calibration needs 32 at least, better 50,000")
+        done = 0
+        for chunk in chunks(ids, length, loaded.first_token):
+            try:
+                loaded.read(chunk)
+            except ZephyraError:
+                squares.check()  # what went wrong in the callback is the cause, if anything did
+                raise
+            progress(done := done + len(chunk), len(ids))
+    return squares.matrix(text.name, len(ids))
 
 
 def _array(tensor: _Tensor, dtype: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Importance matrices: how strongly each column of each weight is used, read from a file or computed from a text.
+"""Importance matrices: how strongly each column of each weight is used, and their files.
 
 Sources: llama.cpp's tools/imatrix (both file formats, and what it sums up) and its quantizer's use of them.
 """
@@ -6,21 +6,18 @@ Sources: llama.cpp's tools/imatrix (both file formats, and what it sums up) and 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zephyra_converters.gguf_header import read_header
 from zephyra_converters.gguf_read import tensor_of, text_metadata
-from zephyra_converters.texts import chunks, read_text
 from zephyra_fusion.errors import ZephyraError
 
 if TYPE_CHECKING:
     import numpy as np
 
-CHUNK = 512  # tokens read in one go from an empty cache, as llama-imatrix does
-_BATCH = 128  # of them at a time: every row of logits that llama.cpp keeps costs four bytes a token of the vocabulary
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 
 
@@ -59,31 +56,6 @@ def read_importance(path: Path) -> ImportanceMatrix | None:
         return _read_gguf(path)
     # An old file starts with two small numbers, entries and the length of a name: zero bytes, which no text has.
     return _read_dat(path) if len(start) == 12 and b"\0" in start[:8] else None
-
-
-def compute_importance(gguf: Path, text: Path, progress: Callable[[int, int], None]) -> ImportanceMatrix:
-    """Run the model in `gguf` over the text and sum up the squares of what goes into its matrices.
-
-    `progress(tokens done, tokens in all)`. ZephyraError: the text has fewer than 32 tokens.
-    """
-    from zephyra_converters.activations import Squares
-    from zephyra_converters.loaded import LoadedGGUF
-
-    header = read_header(gguf)
-    length, squares = min(CHUNK, int(header.metadata[f"{header.architecture}.context_length"])), Squares()
-    with LoadedGGUF(gguf, length, batch=min(_BATCH, length), watch=squares) as loaded:
-        ids = loaded.tokenize(read_text(text), False)
-        if len(ids) < 32:
-            raise ZephyraError(f"{text} has {len(ids)} tokens, calibration needs 32 at least, better 50,000")
-        done = 0
-        for chunk in chunks(ids, length, loaded.first_token):
-            try:
-                loaded.read(chunk)
-            except ZephyraError:
-                squares.check()  # what went wrong in the callback is the cause, if anything did
-                raise
-            progress(done := done + len(chunk), len(ids))
-    return squares.matrix(text.name, len(ids))
 
 
 def _read_gguf(path: Path) -> ImportanceMatrix:

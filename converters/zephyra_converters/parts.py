@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from zephyra_converters.activations import compute_importance
 from zephyra_converters.adapter import Adapter, check_belongs
 from zephyra_converters.architecture import arch_for
 from zephyra_converters.checkpoint import Checkpoint
@@ -12,7 +13,7 @@ from zephyra_converters.gguf_check import check_gguf
 from zephyra_converters.gguf_check_lora import FINGERPRINT
 from zephyra_converters.gguf_file import patch_numbers
 from zephyra_converters.gguf_write import GGUFPlan, plan_gguf, write_gguf
-from zephyra_converters.imatrix import ImportanceMatrix, compute_importance, read_importance
+from zephyra_converters.imatrix import ImportanceMatrix, read_importance
 from zephyra_converters.loaded import LoadedGGUF
 from zephyra_converters.lora import write_lora_gguf
 from zephyra_converters.meter import Meter

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from zephyra_converters.activations import CHUNK, compute_importance
 from zephyra_converters.convert import Options, convert
 from zephyra_converters.decoder_reference import reference_hidden
 from zephyra_converters.gguf_check import check_gguf
 from zephyra_converters.gguf_header import read_header
 from zephyra_converters.gguf_write import plan_gguf, write_gguf
 from zephyra_converters.hf import read_hf
-from zephyra_converters.imatrix import CHUNK, compute_importance, importance_of, read_importance
+from zephyra_converters.imatrix import importance_of, read_importance
 from zephyra_converters.names import DECODER, translate
 from zephyra_converters.quantize import NEED_CALIBRATION, QUANTIZATIONS, Quantization, run
 from zephyra_converters.sizes import sizes_by_type

@@ -8,6 +8,7 @@ from collections.abc import Generator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
+from zephyra_cli.backends.context import Context
 from zephyra_cli.backends.protocol import Backend, GenerationUsage
 from zephyra_cli.backends.speculation import Speculation
 from zephyra_cli.devices import usable_cores
@@ -19,36 +20,6 @@ if TYPE_CHECKING:
     from zephyra_fusion.constraint import Constraint, TokenTable
 
 _DEFAULT_CONTEXT = 4096
-
-
-class Context(Protocol):
-    """One conversation under one mix: the tokens that were read, and a cache that holds exactly those.
-
-    What an interruption has left behind them goes with the next `rewind`.
-    """
-
-    tokens: list[int]
-    most_guesses: int
-
-    def rewind(self, prompt: Sequence[int]) -> int:
-        """Forget what `prompt` does not begin with; how many of its tokens are left, never all of them."""
-        ...
-
-    def read(self, prompt: Sequence[int]) -> None:
-        """Append what of `prompt` is not there yet; `rewind` comes first."""
-        ...
-
-    def decode(self, tokens: Sequence[int], guesses: Sequence[int] = ()) -> None:
-        """Append tokens. With guesses, behind one token, logits come after each, and `keep` makes them tokens."""
-        ...
-
-    def keep(self, token: int) -> None:
-        """The next guess was right: it is a token now."""
-        ...
-
-    def drop_guesses(self) -> None:
-        """What was not kept leaves the cache."""
-        ...
 
 
 class Choice(Protocol):

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from zephyra_cli.backends.context import Context
 from zephyra_fusion.draft import Draft, DraftLength
-
-if TYPE_CHECKING:
-    from zephyra_cli.backends.local import Context
 
 
 class Speculation:
