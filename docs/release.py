@@ -14,7 +14,10 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 NANO = ROOT / "assets" / "zephyra-nano"
 TEMPLATE = Path(__file__).parent / "model_card.md"
-HOW = "; adapters and usefulness with `--threads 1 --limit 100`, conversion with `--threads 1`, beside other work"
+HOW = (
+    "; adapters with `--threads 1 --limit 100`, usefulness with `--limit 1000` (every held-out prompt), conversion "
+    "with `--threads 1`, exactness with `--sequences 1000`; the machine had nothing else to do where times are told"
+)
 BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
 LICENSE = "CC-BY-SA-4.0"
 ORIGIN = "trained by the zephyra authors; data and licences: README.md"
