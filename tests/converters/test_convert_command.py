@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -77,3 +78,24 @@ def test_dry_run_says_would(run: Run, checkpoint_folder: Callable[[str], Path], 
     done = run("convert", checkpoint_folder("qwen3"), "a.gguf", "--dry-run")
     assert done.returncode == 0 and "would write a.gguf" in done.stderr and "~" in done.stdout
     assert not (tmp_path / "a.gguf").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
+def test_ctrl_c_on_a_terminal_leaves_nothing_and_the_next_run_finishes(
+    checkpoint_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    from pseudo_terminal import Terminal
+
+    arguments = ("convert", checkpoint_folder("qwen3"), "a.gguf", "-q", "Q8_0")
+    home = {"ZEPHYRA_HOME": str(tmp_path / "home")}
+    with Terminal(*arguments, size=(100, 24), cwd=tmp_path, **home) as terminal:
+        while not list(tmp_path.glob(".a.gguf.*.partial")):
+            terminal.reads()
+            assert terminal.process.poll() is None, terminal.all
+        terminal.types("\x03")
+        assert terminal.ends() == 130 and "Traceback" not in terminal.all
+    assert {path.name for path in tmp_path.iterdir()} <= {"home"}
+    with Terminal(*arguments, size=(100, 24), cwd=tmp_path, **home) as terminal:
+        assert terminal.ends() == 0
+    assert re.search(r"\d[.\d]*/\d[.\d]* [kM]B .*\d:\d\d:\d\d", terminal.plain), "bytes and the time left"
+    assert (tmp_path / "a.gguf").is_file()
