@@ -122,9 +122,8 @@ def test_both_file_formats_say_the_same(tmp_path: Path, write_gguf: Callable[...
         read_importance(tmp_path / "short.dat")
 
 
-@pytest.mark.parametrize("kind", ["IQ1_S", "IQ2_XXS", "Q2_K_S"])
+@pytest.mark.parametrize("kind", NEED_CALIBRATION)
 def test_calibration_opens_the_smallest_types(kind: str, wide: Callable[[], Path], text: Path, tmp_path: Path) -> None:
-    assert kind in NEED_CALIBRATION
     with pytest.raises(ZephyraError, match="needs an importance matrix"):
         convert(wide(), tmp_path / "a.gguf", Options(quantization=kind))
     options = Options(quantization=kind, calibration=text, verify=False)
