@@ -180,10 +180,15 @@ def _on_abort(text: bytes | None) -> None:
 _log_callback, _abort_callback = _LogCallback(_on_log), _AbortCallback(_on_abort)
 
 
+@cache
+def _deaf() -> Any:
+    return ctypes.cast(ctypes.CDLL(None).abs, _LogCallback)
+
+
 @contextmanager
 def silenced(lib: Any) -> Iterator[None]:
     """Inside, the library logs to a function of libc that does nothing: no signal is lost, and none has to wait."""
-    lib.llama_log_set(ctypes.cast(ctypes.CDLL(None).abs, _LogCallback), None)
+    lib.llama_log_set(_deaf(), None)
     try:
         yield
     finally:
