@@ -15,18 +15,18 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from zephyra_cli.backends.library import silenced
 
 ABORTED = 2  # llama_decode's status
 
-_POSSIBLE = os.name == "posix"  # elsewhere an interruption waits for the end of the batch
+_BYTES = 64  # of the page: more signals than come while one prompt is read, and less than the smallest `ulimit -f`
 
 
 def _nameless_file() -> int:
-    """Empty but for one page of zeros, in memory where the system has such files."""
+    """A few zeros, in memory where the system has such files. OSError: no file may be made."""
     if hasattr(os, "memfd_create"):
         file = os.memfd_create("zephyra")
     else:
@@ -34,18 +34,19 @@ def _nameless_file() -> int:
 
         with tempfile.TemporaryFile() as beginning:
             file = os.dup(beginning.fileno())
-    os.truncate(file, mmap.PAGESIZE)
+    os.truncate(file, _BYTES)
     os.set_blocking(file, False)  # as `set_wakeup_fd` wants it
     return file
 
 
-CALLBACK: int | None = None
+CALLBACK: int | None = None  # none: an interruption waits for the end of the batch
 DATA: int | None = None
-if _POSSIBLE:
-    _file = _nameless_file()
-    _flag = (ctypes.c_char * mmap.PAGESIZE).from_buffer(mmap.mmap(_file, mmap.PAGESIZE))
-    CALLBACK = ctypes.cast(ctypes.CDLL(None).strlen, ctypes.c_void_p).value
-    DATA = ctypes.addressof(_flag)
+if os.name == "posix":
+    with suppress(OSError):
+        _file = _nameless_file()
+        _flag = (ctypes.c_char * _BYTES).from_buffer(mmap.mmap(_file, _BYTES))
+        CALLBACK = ctypes.cast(ctypes.CDLL(None).strlen, ctypes.c_void_p).value
+        DATA = ctypes.addressof(_flag)
 
 
 @contextmanager
@@ -54,7 +55,7 @@ def abortable(lib: Any) -> Iterator[None]:
 
     A signal whose handler only takes a note stops it as well; what was stopped is then decoded again.
     """
-    if not _POSSIBLE or threading.current_thread() is not threading.main_thread():
+    if CALLBACK is None or threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.set_wakeup_fd(_file, warn_on_full_buffer=False)
