@@ -36,7 +36,7 @@ class BareLoop:
         self.context = self.lib.llama_init_from_model(self.model, settings)
         if adapter:
             loaded = self.lib.llama_adapter_lora_init(self.model, os.fsencode(adapter))
-            one, weight = (ctypes.c_void_p * 1)(loaded), (ctypes.c_float * 1)(1.0)
+            one, weight = (type(loaded) * 1)(loaded), (ctypes.c_float * 1)(1.0)
             if not loaded or self.lib.llama_set_adapters_lora(self.context, one, 1, weight):
                 raise SystemExit(f"llama.cpp cannot switch on {adapter}")
         self.random = Random(0)
