@@ -181,6 +181,8 @@ def distribution(report: Report, samples: int) -> None:
         statistic += float(((observed - expected) ** 2 / expected)[enough].sum())
         freedom += int(enough.sum()) - 1
     backend.close()
+    if not freedom:
+        raise SystemExit(f"{samples} samples are too few for a chi-square test; 20,000 are enough")
     report.figure("chi_square_samples", "sampled tokens, temperature 1", drawn)
     deviation = (statistic - freedom) / (2 * freedom) ** 0.5
     report.figure("chi_square", f"chi-square {statistic:.0f} of {freedom}: deviations", deviation, at_most=4.0)
