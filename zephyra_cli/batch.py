@@ -81,6 +81,8 @@ class Batch:
                     output.close()
                     raise
                 output.finish()
+        except BrokenPipeError:  # nobody reads the answers any more
+            raise
         except OSError as error:
             raise ZephyraError(f"cannot read '{self.source}': {error.strerror}") from None
 

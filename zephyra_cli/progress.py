@@ -18,11 +18,12 @@ PATIENCE_S = 1.0  # what takes longer is said
 class Progress:
     """Called with (done, total, text); used as a context manager so that the bar is taken away at the end.
 
-    With `bytes`, the numbers are bytes, and rate and time left are shown for the whole.
+    With `bytes`, the numbers are bytes, and rate and time left are shown for the whole. With `silent`, there is neither
+    bar nor line: the results themselves appear on the terminal.
     """
 
-    def __init__(self, *, bytes: bool = False) -> None:
-        self._bytes = bytes
+    def __init__(self, *, bytes: bool = False, silent: bool = False) -> None:
+        self._bytes, self._silent = bytes, silent
         self._bar: Any = None
         self._task: Any = None
         self._next_line = 0.0
@@ -30,7 +31,7 @@ class Progress:
         self._begun: tuple[float, int] | None = None
 
     def __enter__(self) -> Progress:
-        if ui.fancy(sys.stderr):
+        if ui.fancy(sys.stderr) and not self._silent:
             from rich.console import Console
             from rich.progress import (
                 BarColumn,
@@ -44,7 +45,9 @@ class Progress:
 
             text = TextColumn("{task.description}", markup=False)
             numbers = [DownloadColumn(), TransferSpeedColumn()] if self._bytes else [MofNCompleteColumn()]
-            self._bar = Bar(text, BarColumn(), *numbers, TimeRemainingColumn(), console=Console(stderr=True))
+            columns = (text, BarColumn(), *numbers, TimeRemainingColumn())
+            # What goes to standard output is bytes (`ui.draw`), which Rich's stand-in for it does not take.
+            self._bar = Bar(*columns, console=Console(stderr=True), redirect_stdout=False)
             self._bar.start()
         return self
 
@@ -55,6 +58,8 @@ class Progress:
             if total != self._bar.tasks[0].total:
                 self._bar.reset(self._task, completed=done, total=total)
             self._bar.update(self._task, completed=done, description=visible(text))
+            return
+        if self._silent:
             return
         now = time.monotonic()
         if self._bytes and self._begun is None:

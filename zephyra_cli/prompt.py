@@ -38,7 +38,7 @@ def read_prompt(argument: str | None, files: Sequence[Path] = (), optional: bool
     parts += [piped if path == STANDARD_INPUT else read_text(path) for path in files]
     prompt = "\n\n".join(part for part in parts if part.strip())
     if not prompt and not optional:
-        raise ZephyraError("the prompt is empty", hint='as in: zephyra generate "list all files", or pipe it in')
+        raise ZephyraError("the prompt is empty", hint="give it as an argument, by a pipe, or with -f FILE")
     return prompt
 
 

@@ -32,7 +32,7 @@ class PromptRouter:
         threads: int | None = None,
     ) -> None:
         if pack.router is None:
-            raise ZephyraError(f"model '{pack.name}' has no router", hint="choose with -d; see zephyra domains")
+            raise ZephyraError(f"model '{pack.name}' has no router", hint="zephyra models lists what each model has")
         self._pack, self._router, self._encode, self._threads = pack, pack.router, encode, threads
         self._classifier = classifier or self._load()
 

@@ -27,7 +27,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     import difflib  # 2 ms that only a mistake should cost
 
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1)
+    folded = {other.casefold(): other for other in names}
+    near = [folded[found] for found in difflib.get_close_matches(name.casefold(), folded, n=1)]
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     listed = f"known: {', '.join(names[:_LISTED])}{more}"
     if near:

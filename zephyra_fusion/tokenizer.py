@@ -103,7 +103,12 @@ _BYTES = _byte_letters()
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
-    """A byte-level BPE of `vocab_size` entries; special tokens take the first ids in their order."""
+    """A byte-level BPE of `vocab_size` entries; special tokens take the first ids in their order.
+
+    ZephyraError: they and the 256 bytes alone are more.
+    """
+    if vocab_size < (least := 256 + len(SPECIAL_TOKENS)):
+        raise ZephyraError(f"vocab_size is {vocab_size}, bytes and special tokens alone are {least}")
     from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as HFTokenizer
 

@@ -18,6 +18,7 @@ from tests.conftest import write
     ("arguments", "stdin", "message", "hint"),
     [
         (["-d", "shel", "hi"], b"", "unknown domain 'shel'", "did you mean 'shell'?"),
+        (["-d", "SHELL", "hi"], b"", "unknown domain 'SHELL'", "did you mean 'shell'?"),
         (["-d", "", "hi"], b"", "unknown domain ''", "known: auto"),
         (["-m", "zephyra-nan", "hi"], b"", "model 'zephyra-nan' is not installed", "did you mean 'zephyra-nano'?"),
         (["-m", "", "hi"], b"", "the model's name is empty", "zephyra models"),
@@ -26,7 +27,7 @@ from tests.conftest import write
         (["-d", "shell=nan", "hi"], b"", "weight of 'shell' is nan", "0 to 100"),
         (["-d", "shell=-1", "hi"], b"", "weight of 'shell' is -1.0", "0 to 100"),
         (["-d", "shell=much", "hi"], b"", "weight of 'shell' is 'much', not a number", ""),
-        ([""], b"", "the prompt is empty", "zephyra generate"),
+        ([""], b"", "the prompt is empty", "-f FILE"),
         ([], b"", "the prompt is empty", ""),
         ([], b" \n\n", "the prompt is empty", ""),
         (["-"], b"", "the prompt is empty", ""),

@@ -98,6 +98,27 @@ def test_without_output_the_lines_go_to_stdout_in_order(zephyra: Run, tiny_pack:
     assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == list(range(7))
 
 
+def test_on_a_terminal_the_answers_are_what_is_shown(tiny_pack: Path, tmp_path: Path) -> None:
+    pytest.importorskip("fcntl", reason="needs a pseudo-terminal")
+    from pseudo_terminal import Terminal
+
+    source = write_input(tmp_path / "in.jsonl", 3)
+    with Terminal("generate", "-m", tiny_pack, "-n", 3, "--input", source, TERM="xterm-256color") as terminal:
+        assert terminal.ends() == 0
+        lines = [line for line in terminal.all.splitlines() if line.startswith("{")]
+    assert [json.loads(line)["id"] for line in lines] == [0, 1, 2]
+
+
+def test_a_reader_that_leaves_ends_it_quietly(tiny_pack: Path, tmp_path: Path) -> None:
+    source = write_input(tmp_path / "in.jsonl", 200)
+    command = [*PROGRAM, "generate", "-m", str(tiny_pack), "-n", "3", "--parallel", "1", "--input", str(source)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout and process.stderr
+        process.stdout.readline()
+        process.stdout.close()
+        assert b"error" not in process.stderr.read()
+
+
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_an_ended_run_goes_on_where_it_stopped(ending: int, zephyra: Run, tiny_pack: Path, tmp_path: Path) -> None:
     source, target = write_input(tmp_path / "in.jsonl", 300), tmp_path / "out.jsonl"

@@ -19,6 +19,7 @@ from zephyra_fusion.router_model import load_router
 from zephyra_fusion.tokenizer import Tokenizer
 from zephyra_fusion.train import stages
 from zephyra_fusion.train.base import language_model_loss, with_balance
+from zephyra_fusion.train.config import read_recipe
 from zephyra_fusion.train.router_data import framed
 
 
@@ -100,6 +101,50 @@ def test_a_recipe_that_no_model_can_be_names_all(runs: Path, tmp_path: Path) -> 
         ZephyraError, match="unknown configuration key 'hidden_sizes'.*rope_theta is 'wide'.*head_dim is 7"
     ):
         stages.run("base", runs / "base.toml", options)
+
+
+@pytest.mark.parametrize(
+    ("stage", "option", "said"),
+    [
+        ("base", "optimizer.lr=nan", "lr is nan, must be at least 0"),
+        ("base", "phases=[]", "phases is empty"),
+        ("base", "seed=-1", "seed is -1, must be at least 0"),
+        ("base", "checkpoint_every=0", "checkpoint_every is 0, must be above 0"),
+        ("base", "phases.0.steps=0", "steps is 0, must be above 0"),
+        ("base", "phases.7.steps=1", "'phases' has the entries 0 to"),
+        ("base", "output.x=1", "'output' is a value"),
+        ("adapter", "domains.shell=0", "domains.shell is 0, must be above 0"),
+        ("adapter", "lora.dropout=2", "dropout is 2.0, must be between 0 and 1"),
+        ("tokenizer", "vocab_size=5", "vocab_size is 5, bytes and special tokens alone are"),
+    ],
+)
+def test_numbers_that_no_training_can_be_made_with(
+    runs: Path, tmp_path: Path, stage: str, option: str, said: str
+) -> None:
+    with pytest.raises(ZephyraError, match=said):
+        stages.run(stage, runs / f"{stage}.toml", [f"output={tmp_path}", option])
+
+
+def test_a_phase_is_set_by_its_place(runs: Path, tmp_path: Path) -> None:
+    phases = len(read_recipe("base", runs / "base.toml").phases)
+    shorter = [f"phases.{place}.steps=1" for place in range(phases)]
+    stages.run("base", runs / "base.toml", [f"output={tmp_path}", *shorter])
+    assert len(losses(tmp_path / "base.metrics.jsonl")) == phases
+
+
+@pytest.mark.parametrize("option", ["domains.nope=3", "base=nowhere", "initial=nowhere"])
+def test_no_adapter_is_trained_before_all_can_be(runs: Path, tmp_path: Path, option: str) -> None:
+    with pytest.raises(ZephyraError, match="nope|nowhere"):
+        stages.run("adapter", runs / "adapter.toml", [f"output={tmp_path}/adapters", option])
+    assert not (tmp_path / "adapters").exists()
+
+
+def test_a_run_goes_on_only_as_it_was_begun(runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="power cut"):
+        stages.run("base", runs / "base.toml", [f"output={tmp_path}"], report=_power_cut_at(25))
+    for option, said in ("seed=77", "begun with seed"), ("model.intermediate_size=96", "another shape"):
+        with pytest.raises(ZephyraError, match=said):
+            stages.run("base", runs / "base.toml", [f"output={tmp_path}", option], resume=True)
 
 
 def test_training_goes_on_from_a_checkpoint(runs: Path, tmp_path: Path) -> None:

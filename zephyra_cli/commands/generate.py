@@ -162,6 +162,8 @@ def _answer_many(
     pack: Pack, chosen: Settings, base: Request, source: Path, target: Path | None, at_once: int | None
 ) -> None:
     """`base` has all that a line does not say."""
+    import sys
+
     from zephyra_cli import ui
     from zephyra_cli.batch import Batch
     from zephyra_cli.engine import Engine
@@ -172,7 +174,7 @@ def _answer_many(
     fresh_seeds = chosen.seed is None and base.params.temperature > 0
     batch = Batch(engine, base, source, target, at_once, fresh_seeds)
     try:
-        with Progress() as progress:
+        with Progress(silent=target is None and ui.is_terminal(sys.stdout)) as progress:
             batch.run(progress)
     except KeyboardInterrupt:
         kept = f", kept in '{target}'; the same command goes on from there" if target else ""

@@ -10,9 +10,10 @@ import torch
 
 from zephyra_fusion.chat import PAD
 from zephyra_fusion.checkpoint import load_adapter, load_checkpoint, save_adapter
+from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.lora import LoraConfig, add_adapter, set_adapters
 from zephyra_fusion.model import ZephyraFusion
-from zephyra_fusion.sources import read_records
+from zephyra_fusion.sources import read_records, source_file
 from zephyra_fusion.tokenizer import Tokenizer
 from zephyra_fusion.train.base import batches, language_model_loss
 from zephyra_fusion.train.config import AdapterRecipe, PhaseConfig
@@ -26,7 +27,17 @@ SHORTEST_EXERCISE = 24  # tokens; a training that reads n tokens of exercises ne
 
 
 def train_adapters(recipe: AdapterRecipe, resume: bool, report: Report | None) -> Path:
-    """A PEFT folder for every domain of the recipe; with `resume`, finished ones are kept."""
+    """A PEFT folder for every domain of the recipe; with `resume`, finished ones are kept.
+
+    ZephyraError, before anything is trained: the base, a domain's texts or its adapter to go on from is not there.
+    """
+    needed = [Path(recipe.base) / "config.json"]
+    needed += [Path(recipe.initial) / domain / "adapter_config.json" for domain in recipe.domains if recipe.initial]
+    if missing := [path for path in needed if not path.is_file()]:
+        raise ZephyraError(f"there is no '{missing[0]}'", hint="base and initial are folders of earlier stages")
+    for domain in recipe.domains:
+        for split in ("train", "valid"):
+            source_file(Path(recipe.data), f"domains/{domain}", split)
     for index, (domain, steps) in enumerate(recipe.domains.items()):
         folder = Path(recipe.output) / domain
         if not (resume and (folder / "adapter_config.json").exists()):

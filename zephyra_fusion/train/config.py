@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -202,11 +203,20 @@ def _value(text: str) -> Any:
 
 
 def _put(values: dict[str, Any], keys: list[str], value: Any) -> None:
-    for key in keys[:-1]:
-        values = values.setdefault(key, {})
-        if not isinstance(values, dict):
-            raise ZephyraError(f"'{key}' is a value, it has nothing below it")
-    values[keys[-1]] = value
+    inside: Any = values
+    for at, key in enumerate(keys):
+        if isinstance(inside, list):  # of tables, as in phases.0.steps
+            if not (key.isascii() and key.isdecimal() and int(key) < len(inside)):
+                raise ZephyraError(f"'{keys[at - 1]}' has the entries 0 to {len(inside) - 1}, not '{key}'")
+            place: Any = int(key)
+        elif isinstance(inside, dict):
+            place = key
+        else:
+            raise ZephyraError(f"'{keys[at - 1]}' is a value, it has nothing below it")
+        if at == len(keys) - 1:
+            inside[place] = value
+        else:
+            inside = inside.setdefault(place, {}) if isinstance(inside, dict) else inside[place]
 
 
 def _build(kind: type[Any], values: Mapping[str, Any], where: str) -> Any:
@@ -229,6 +239,34 @@ def _build(kind: type[Any], values: Mapping[str, Any], where: str) -> Any:
             raise ZephyraError(f"{where}: {name} is {value!r}, must be {hint.__name__}")
         built[name] = value
     try:
-        return kind(**built)
+        recipe = kind(**built)
     except TypeError as error:
         raise ZephyraError(f"{where}: {str(error).partition('() ')[2]}") from None
+    _check(recipe, where)
+    return recipe
+
+
+_POSITIVE = {
+    *("steps", "sequence_length", "batch_size", "accumulation", "eval_every", "checkpoint_every", "max_tokens"),
+    *("max_grad_norm", "r", "lora_alpha", "vocab_size"),
+}
+_NOT_NEGATIVE = {"seed", "warmup_steps", "lr", "matrix_lr", "router_lr", "weight_decay", "final_lr", "routing"}
+_SHARES = {"dropout", "framed", "keep_in_domain", "exercises"}
+_FILLED = {"phases", "domains", "labels", "mixture", "sources"}
+
+
+def _check(recipe: Any, where: str) -> None:
+    """ZephyraError: a number that no training can be made with, or nothing where something must be."""
+    for name in (f.name for f in fields(recipe)):
+        value = getattr(recipe, name)
+        if name in _FILLED and not value:
+            raise ZephyraError(f"{where}: {name} is empty")
+        entries = {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, Mapping) else {name: value}
+        for key, number in entries.items():
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                continue
+            least = "above 0" if name in _POSITIVE or name == "domains" else "at least 0"
+            wrong = not math.isfinite(number) or (number <= 0 if least == "above 0" else number < 0)
+            if (name in _POSITIVE | _NOT_NEGATIVE | _FILLED and wrong) or (name in _SHARES and not 0 <= number <= 1):
+                limit = "between 0 and 1" if name in _SHARES else least
+                raise ZephyraError(f"{where}: {key} is {number}, must be {limit}")

@@ -1,4 +1,4 @@
-"""The training loop: batches in, steps with a schedule, checkpoints that resume to the same numbers."""
+"""The training loop: batches in, steps with a schedule, checkpoints from which it goes on as if never interrupted."""
 
 from __future__ import annotations
 
@@ -58,6 +58,8 @@ class Pace(Protocol):
     """What every recipe says of its steps, beside what they learn."""
 
     @property
+    def seed(self) -> int: ...
+    @property
     def precision(self) -> str: ...
     @property
     def checkpoint_every(self) -> int: ...
@@ -88,6 +90,7 @@ class Loop:
     ) -> None:
         self.stage, self.model, self.loss, self.optimizers = stage, model, loss, list(optimizers)
         self.device, self.precision, self.folder = device, recipe.precision, folder
+        self.seed = recipe.seed
         self.checkpoint_every, self.eval_every = recipe.checkpoint_every, recipe.eval_every
         self.max_grad_norm = max_grad_norm
         self.evaluate, self.report = evaluate, report
@@ -109,6 +112,17 @@ class Loop:
             trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
             if set(trainable) != set(state["model"]):
                 raise ZephyraError(f"{self.checkpoint} belongs to another model", hint="start without --resume")
+            if (seed := state.get("seed", self.seed)) != self.seed:  # the rows would come in another order
+                raise ZephyraError(
+                    f"{self.checkpoint} was begun with seed {seed}, the recipe has {self.seed}",
+                    hint=f"--set seed={seed}, or start without --resume",
+                )
+            for name, parameter in trainable.items():
+                if (found := tuple(state["model"][name].shape)) != (shape := tuple(parameter.shape)):
+                    raise ZephyraError(
+                        f"{self.checkpoint} belongs to a model of another shape: {name} is {found}, not {shape}",
+                        hint="start without --resume",
+                    )
             with torch.no_grad():
                 for name, parameter in trainable.items():
                     parameter.copy_(state["model"][name])
@@ -126,6 +140,7 @@ class Loop:
         self.folder.mkdir(parents=True, exist_ok=True)
         state: dict[str, Any] = {
             "step": self.step,
+            "seed": self.seed,
             "model": {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad},
             "optimizers": [o.state_dict() for o in self.optimizers],
         }
