@@ -22,8 +22,8 @@ def pull_peft(job: Job, base: str | None) -> Pulled:
     """A PEFT adapter: configuration first, then the header of its weights, then they themselves."""
     from zephyra_cli.pull import PAPERS, settle
     from zephyra_converters.adapter import check_belongs
-    from zephyra_converters.convert import read_base
     from zephyra_converters.peft import read_peft
+    from zephyra_converters.source import read_base
 
     files = job.repository.files
     if _WEIGHTS not in files:

@@ -11,11 +11,8 @@ from typing import Any
 from zephyra_converters.adapter import Adapter, check_belongs, doubts
 from zephyra_converters.architecture import arch_for
 from zephyra_converters.checkpoint import Checkpoint
-from zephyra_converters.gguf_header import read_header
-from zephyra_converters.gguf_read import read_gguf
 from zephyra_converters.gguf_write import plan_gguf, write_gguf
-from zephyra_converters.hf import is_config_alone, read_config_alone, read_hf
-from zephyra_converters.json_file import read_json
+from zephyra_converters.hf import is_config_alone, read_config_alone
 from zephyra_converters.lora import LORA_TYPES
 from zephyra_converters.meter import Meter, Progress, silent
 from zephyra_converters.pack import PackSources, check_pack, plan_pack, write_pack
@@ -29,9 +26,11 @@ from zephyra_converters.parts import (
 from zephyra_converters.peft import read_peft
 from zephyra_converters.quantize import Quantization
 from zephyra_converters.report import Part, Report
-from zephyra_converters.router import MODEL_TYPE, ROUTER_TYPES, read_router
+from zephyra_converters.router import ROUTER_TYPES, read_router
 from zephyra_converters.sizes import memory_needed, planned_size, sizes_by_type
-from zephyra_converters.staging import check_target, staged
+from zephyra_converters.source import called, detect, read_base
+from zephyra_converters.staging import staged
+from zephyra_converters.target import check_target
 from zephyra_converters.verify import Proof
 from zephyra_fusion.errors import ZephyraError
 
@@ -65,37 +64,22 @@ class Options:
         """Whether a base becomes a pack."""
         return bool(self.adapters or self.router or self.draft)
 
+    @property
+    def inputs(self) -> list[Path]:
+        """What is read besides the source."""
+        named = (self.base, self.router, self.draft, self.calibration, self.verify_text, *self.adapters.values())
+        return [path for path in named if path is not None]
+
     def wanted(self) -> Quantization:
         """The quantization of a base."""
         return Quantization.of(self.quantization or "Q8_0", self.tensor_types, self.calibration)
-
-
-def detect(source: Path) -> str:
-    """What a path is: base, adapter, router, pack, gguf-base, gguf-adapter or gguf-router."""
-    if source.is_file():
-        header = read_header(source)
-        if header.metadata.get("general.type") == "adapter":
-            return "gguf-adapter"
-        return "gguf-router" if header.architecture == "modern-bert" else "gguf-base"
-    if (source / "zephyra.json").is_file():
-        return "pack"
-    if (source / "adapter_config.json").is_file():
-        return "adapter"
-    if (source / "config.json").is_file():
-        return "router" if read_json(source / "config.json").get("model_type") == MODEL_TYPE else "base"
-    if not source.exists():
-        raise ZephyraError(f"'{source}' does not exist")
-    raise ZephyraError(
-        f"'{source}' is nothing that converts",
-        hint="expected a folder with config.json, adapter_config.json or zephyra.json, or a .gguf file",
-    )
 
 
 def convert(source: Path, target: Path | None = None, options: Options | None = None) -> Report:
     """Convert `source`; `target` None: a name beside the current folder's files, made from the source's.
 
     ZephyraError, before anything is written: what the target format cannot express, an existing target (without
-    `force`), a target inside the source. Nothing half-written ever stands under the final name.
+    `force`), a target that would touch what is read. Nothing half-written ever stands under the final name.
     """
     options, started = options or Options(), time.perf_counter()
     kind = detect(source)
@@ -131,15 +115,6 @@ def convert(source: Path, target: Path | None = None, options: Options | None = 
     )
 
 
-def read_base(source: Path) -> Checkpoint:
-    """A base from any form: a checkpoint folder, a .gguf, or a pack's own base."""
-    if source.is_file():
-        return read_gguf(source)
-    if (source / "zephyra.json").is_file():
-        return read_gguf(source / _base_file(source))
-    return read_hf(source)
-
-
 def _sizes(source: Path) -> dict[str, tuple[int, int]]:
     """Of the base in every type: bytes of the file, bytes of memory to run it."""
     checkpoint = read_base(source)
@@ -147,20 +122,13 @@ def _sizes(source: Path) -> dict[str, tuple[int, int]]:
     return {name: (size, memory_needed(checkpoint.config, size)) for name, size in sizes.items()}
 
 
-def _base_file(pack: Path) -> str:
-    entry = read_json(pack / "zephyra.json").get("base")
-    file = entry.get("file") if isinstance(entry, dict) else None
-    if not isinstance(file, str) or Path(file).is_absolute() or ".." in Path(file).parts:
-        raise ZephyraError(f"{pack / 'zephyra.json'} names no base inside the pack")
-    return file
-
-
 def _base(source: Path, target: Path | None, options: Options) -> tuple[list[Part], list[str], Path]:
     if options.base is not None:
         raise ZephyraError("--base belongs to an adapter; the source is a base itself")
-    checkpoint, wanted = read_base(source), options.wanted()
-    target = target or Path(f"{options.name or checkpoint.name}-{wanted.name}.gguf")
-    check_target(source, target, force=options.force)
+    wanted = options.wanted()
+    target = target or Path(f"{called(source, options.name)}-{wanted.name}.gguf")
+    check_target(target, [source, *options.inputs], force=options.force)
+    checkpoint = read_base(source)
     part, plan = planned_base(checkpoint, target.name, wanted)
     if not options.dry_run:
         between = intermediate_bytes(checkpoint, wanted)
@@ -173,22 +141,21 @@ def _base(source: Path, target: Path | None, options: Options) -> tuple[list[Par
 
 
 def _pack(source: Path, target: Path | None, options: Options) -> tuple[list[Part], list[str], Path]:
+    target = target or Path(called(source, options.name))
+    check_target(target, [source, *options.inputs], force=options.force)
     base, wanted = read_base(source), options.wanted()
-    name = options.name or (target.name if target else base.name)
     sources = PackSources(
         base=base,
         adapters={name: read_peft(path) for name, path in options.adapters.items()},
         router=read_router(options.router) if options.router else None,
         draft=read_base(options.draft) if options.draft else None,
-        name=name,
+        name=options.name or target.name,
         description=options.description,
         license=options.license or base.license or "",
         origin=options.origin,
         descriptions=options.descriptions,
         generation=options.generation,
     )
-    target = target or Path(name)
-    check_target(source, target, force=options.force)
     check_pack(sources)
     warnings = list(plan_gguf(base).vocabulary.warnings)
     warnings += [doubt for adapter in sources.adapters.values() for doubt in doubts(adapter, base)]
@@ -217,8 +184,8 @@ def _adapter(source: Path, target: Path | None, options: Options) -> tuple[list[
         warnings.append(f"{base_path} has no weights: nothing was compared; give the whole base for that")
     if options.base is None:
         warnings.append(f"the base was taken from the adapter's own config: {base_path} (--base names another)")
-    target = target or Path(f"{options.name or adapter.name}-{kind}.gguf")
-    check_target(source, target, force=options.force)
+    target = target or Path(f"{called(source, options.name)}-{kind}.gguf")
+    check_target(target, [source, base_path, *options.inputs], force=options.force)
     planned = _planned_adapter(adapter, checkpoint, target.name, kind)
     if options.dry_run:
         return [planned], warnings, target
@@ -247,8 +214,8 @@ def _router(source: Path, target: Path | None, options: Options) -> tuple[list[P
     router, kind = read_router(source), (options.quantization or "F16").upper()
     if kind not in ROUTER_TYPES:
         raise ZephyraError(f"a router cannot be {kind}", hint=f"known: {', '.join(ROUTER_TYPES)}")
-    target = target or Path(f"{options.name or source.resolve().name}-{kind}.gguf")
-    check_target(source, target, force=options.force)
+    target = target or Path(f"{called(source, options.name)}-{kind}.gguf")
+    check_target(target, [source, *options.inputs], force=options.force)
     if options.dry_run:
         part = Part(
             file=target.name, kind="router", source=source.name, architecture="modern-bert",

@@ -15,7 +15,9 @@ from zephyra_converters.lora import read_lora_gguf
 from zephyra_converters.meter import Meter
 from zephyra_converters.peft import write_peft
 from zephyra_converters.report import Part
-from zephyra_converters.staging import check_target, staged
+from zephyra_converters.source import called, read_base
+from zephyra_converters.staging import staged
+from zephyra_converters.target import check_target
 from zephyra_fusion.config_json import NATIVE, dialect_of
 from zephyra_fusion.errors import ZephyraError
 
@@ -32,8 +34,8 @@ def convert_back(kind: str, source: Path, target: Path | None, options: Options)
     makers = {"gguf-base": _base, "base": _base, "gguf-adapter": _adapter, "pack": _pack}
     if kind not in makers:
         raise ZephyraError(f"'{source}' is of the kind '{kind}', which has no Hugging Face form to go back to")
-    target = target or Path(f"{options.name or source.resolve().stem}-hf")
-    check_target(source, target, force=options.force)
+    target = target or Path(f"{called(source, options.name)}-hf")
+    check_target(target, [source, *options.inputs], force=options.force)
     parts, warnings = makers[kind](source, target, options)
     return parts, warnings, target
 
@@ -54,8 +56,6 @@ def _base(source: Path, target: Path, options: Options) -> tuple[list[Part], lis
 def _adapter(source: Path, target: Path, options: Options) -> tuple[list[Part], list[str]]:
     if options.base is None:
         raise ZephyraError(f"--base is needed to read '{source}' back", hint="the base knows the heads of the model")
-    from zephyra_converters.convert import read_base
-
     base = read_base(options.base)
     adapter = read_lora_gguf(source, base.config)
     check_base(adapter.base_fingerprint, base, f"the adapter {source}")
@@ -67,8 +67,6 @@ def _adapter(source: Path, target: Path, options: Options) -> tuple[list[Part], 
 
 def _pack(source: Path, target: Path, options: Options) -> tuple[list[Part], list[str]]:
     """`base/`, `draft/` and `adapters/NAME/`; the router's GGUF has no form of its own and stays behind."""
-    from zephyra_converters.convert import read_base
-
     manifest = read_json(source / "zephyra.json")
     models, adapters = {"base": read_base(source)}, manifest.get("adapters")
     if manifest.get("draft"):

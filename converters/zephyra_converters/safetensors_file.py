@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 MAX_HEADER = 100_000_000  # the format's own limit
+_MARK = ("made_by", "zephyra convert")  # in what is written here; who loads the tensors and saves them again drops it
 
 
 def read_safetensors(path: Path) -> dict[str, LazyTensor]:
@@ -50,6 +51,15 @@ def read_safetensors(path: Path) -> dict[str, LazyTensor]:
     return tensors
 
 
+def is_our_own(path: Path) -> bool:
+    """Whether `write_safetensors` wrote the file; one that cannot be read is not."""
+    try:
+        metadata = _read_header(path)[0].get("__metadata__")
+    except ZephyraError:
+        return False
+    return isinstance(metadata, dict) and metadata.get(_MARK[0]) == _MARK[1]
+
+
 def write_safetensors(
     path: Path,
     tensors: Iterable[LazyTensor],
@@ -61,7 +71,9 @@ def write_safetensors(
     NaN, infinite and (for F16) too large weights are errors that name the tensor.
     """
     listed = sorted(tensors, key=lambda tensor: tensor.name)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers insists on this entry
+    header: dict[str, Any] = {
+        "__metadata__": {"format": "pt", _MARK[0]: _MARK[1]}
+    }  # transformers insists on the format
     offset = 0
     for tensor in listed:
         size = tensor.size * ITEM_SIZE[dtype or tensor.dtype]

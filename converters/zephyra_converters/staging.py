@@ -12,21 +12,6 @@ from pathlib import Path
 from zephyra_fusion.errors import ZephyraError
 
 
-def check_target(source: Path, target: Path, *, force: bool) -> None:
-    """The target may be written: not there (or `force`), not the source, not inside it, not around it."""
-    here, there = source.resolve(), target.resolve()
-    if there == here or here in there.parents and here.is_dir() or there in here.parents:
-        raise ZephyraError(
-            f"the target '{target}' is the source, lies inside it or around it", hint="choose another place"
-        )
-    if (target.exists() or target.is_symlink()) and not force:
-        raise ZephyraError(f"'{target}' exists already", hint="--force replaces it")
-    if target.exists() and force and target.is_dir() and any(target.iterdir()) and not _ours(target):
-        raise ZephyraError(f"'{target}' is a folder that no conversion made", hint="remove it yourself")
-    if not target.parent.is_dir():
-        raise ZephyraError(f"there is no folder '{target.parent}'")
-
-
 @contextmanager
 def staged(target: Path, *, folder: bool = False, needs: int = 0) -> Iterator[Path]:
     """A place beside the target (a file's name, or an empty folder) that becomes the target if all goes well.
@@ -44,8 +29,10 @@ def staged(target: Path, *, folder: bool = False, needs: int = 0) -> Iterator[Pa
         if folder:
             place.mkdir()
         yield place
-        if target.is_dir():
+        if target.is_dir() and not target.is_symlink():
             shutil.rmtree(target)
+        elif folder:
+            target.unlink(missing_ok=True)  # no folder can be renamed over a file or a link
         os.replace(place, target)
     except OSError as error:
         where = target if error.filename in (None, str(place)) else error.filename
@@ -82,8 +69,3 @@ def _remove(path: Path) -> None:
     else:
         with suppress(OSError):  # a read-only disk refuses even to delete what is not there
             path.unlink(missing_ok=True)
-
-
-def _ours(folder: Path) -> bool:
-    """A folder that looks like something converted: replacing it loses nothing that cannot be made again."""
-    return any((folder / name).is_file() for name in ("zephyra.json", "config.json", "adapter_config.json"))
