@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zephyra_converters.adapter import Adapter, check_belongs
-from zephyra_converters.checkpoint import Checkpoint
+from zephyra_converters.checkpoint import Checkpoint, TokenizerFiles
 from zephyra_converters.gguf_write import plan_gguf
 from zephyra_converters.json_file import write_json
 from zephyra_converters.meter import Meter
@@ -117,7 +117,6 @@ def manifest(sources: PackSources, folder: Path, parts: list[Part]) -> dict[str,
     """`zephyra.json`, with the hash and size of every other file in the folder."""
     by_file = {part.file: part for part in parts}
     base, config = by_file["base.gguf"], sources.base.config
-    template = sources.base.tokenizer.chat_template if sources.base.tokenizer else None
     values: dict[str, Any] = {
         "format": "zephyra-pack",
         "version": 1,
@@ -136,7 +135,7 @@ def manifest(sources: PackSources, folder: Path, parts: list[Part]) -> dict[str,
         "router": None,
         "draft": None,
         "tokenizer": {"file": "tokenizer.json"},
-        "chat": asdict(ZEPHYRA) if template in (None, ZEPHYRA_JINJA) else None,  # None: the one inside the base
+        "chat": asdict(ZEPHYRA) if _speaks_zephyra(sources.base.tokenizer) else None,  # None: the base's own, if any
         "generation": dict(sources.generation),
     }
     for name in sources.adapters:
@@ -171,6 +170,14 @@ def manifest(sources: PackSources, folder: Path, parts: list[Part]) -> dict[str,
             "source": sources.origin or made.source,
         }
     return values
+
+
+def _speaks_zephyra(tokenizer: TokenizerFiles | None) -> bool:
+    """Our own template: the base says so, or it says nothing and its vocabulary has the control tokens."""
+    if tokenizer is None or tokenizer.chat_template is not None:
+        return tokenizer is not None and tokenizer.chat_template == ZEPHYRA_JINJA
+    known = {entry["content"] for entry in tokenizer.tokenizer.get("added_tokens") or ()}
+    return {*ZEPHYRA.before.values(), *ZEPHYRA.after.values(), ZEPHYRA.answer} <= known
 
 
 def adapter_type(quantization: str) -> str:

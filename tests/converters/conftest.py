@@ -222,3 +222,20 @@ def edited(folder: Path, target: Path, tensors: dict[str, Any] | None = None, **
     lazy = [LazyTensor.holding(n, v) for n, v in kept.items()]
     write_safetensors(target / "adapter_model.safetensors", lazy)
     return target
+
+
+def changed(folder: Path, target: Path, **config: Any) -> Path:
+    """A copy of a checkpoint with other config keys; None removes."""
+    target.mkdir()
+    for path in folder.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    values = json.loads((folder / "config.json").read_text()) | config
+    (target / "config.json").write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
+    return target
+
+
+def bits(path: Path) -> dict[str, bytes]:
+    """Every tensor's values."""
+    from zephyra_converters.safetensors_file import read_safetensors
+
+    return {name: tensor.read().tobytes() for name, tensor in read_safetensors(path).items()}
