@@ -15,7 +15,7 @@ from zephyra_converters.gguf_write import plan_gguf, write_gguf
 from zephyra_converters.hf import is_config_alone, read_config_alone
 from zephyra_converters.lora import LORA_TYPES
 from zephyra_converters.meter import Meter, Progress, silent
-from zephyra_converters.pack import PackSources, check_pack, plan_pack, write_pack
+from zephyra_converters.pack import PackSources, plan_pack, write_pack
 from zephyra_converters.parts import (
     intermediate_bytes,
     make_adapter,
@@ -129,7 +129,7 @@ def _base(source: Path, target: Path | None, options: Options) -> tuple[list[Par
     target = target or Path(f"{called(source, options.name)}-{wanted.name}.gguf")
     check_target(target, [source, *options.inputs], force=options.force)
     checkpoint = read_base(source)
-    part, plan = planned_base(checkpoint, target.name, wanted)
+    part, warnings = planned_base(checkpoint, target.name, wanted)
     if not options.dry_run:
         between = intermediate_bytes(checkpoint, wanted)
         meter = Meter(options.progress, part.bytes + between)
@@ -137,7 +137,7 @@ def _base(source: Path, target: Path | None, options: Options) -> tuple[list[Par
             proof = Proof(checkpoint, options.verify_text) if options.verify else None
             part = make_base(checkpoint, place, target.name, wanted, proof, meter)
         meter.finish()
-    return [part], [*plan.vocabulary.warnings, *_fell_back(part, wanted)], target
+    return [part], warnings, target
 
 
 def _pack(source: Path, target: Path | None, options: Options) -> tuple[list[Part], list[str], Path]:
@@ -156,10 +156,7 @@ def _pack(source: Path, target: Path | None, options: Options) -> tuple[list[Par
         descriptions=options.descriptions,
         generation=options.generation,
     )
-    check_pack(sources)
-    warnings = list(plan_gguf(base).vocabulary.warnings)
-    warnings += [doubt for adapter in sources.adapters.values() for doubt in doubts(adapter, base)]
-    parts = plan_pack(sources, wanted)
+    parts, warnings = plan_pack(sources, wanted)
     if options.dry_run:
         return parts, warnings, target
     total = sum(part.bytes for part in parts) + intermediate_bytes(base, wanted)
@@ -168,7 +165,7 @@ def _pack(source: Path, target: Path | None, options: Options) -> tuple[list[Par
         proof = Proof(base, options.verify_text) if options.verify else None
         parts = write_pack(sources, folder, wanted, proof, meter)
     meter.finish()
-    return parts, [*warnings, *_fell_back(parts[0], wanted)], target
+    return parts, warnings, target
 
 
 def _adapter(source: Path, target: Path | None, options: Options) -> tuple[list[Part], list[str], Path]:
@@ -191,7 +188,7 @@ def _adapter(source: Path, target: Path | None, options: Options) -> tuple[list[
         return [planned], warnings, target
     verify = options.verify and not bare
     plan = plan_gguf(checkpoint) if verify and not base_path.is_file() else None
-    total = planned.bytes + (planned_size(plan, Quantization(name="F32"))[0] if plan else 0)
+    total = planned.bytes + (planned_size(plan, Quantization(name="F32")).bytes if plan else 0)
     meter = Meter(options.progress, total)
     with staged(target, needs=total) as place:
         proof, base, between = None, base_path, place.with_name(place.name + ".base")
@@ -252,15 +249,3 @@ def _planned_adapter(adapter: Adapter, checkpoint: Checkpoint, file: str, kind: 
         bytes=int(adapter.parameters * {"F32": 4.0, "F16": 2.0, "BF16": 2.0, "Q8_0": 1.0625}[kind]),
         rank=adapter.rank,
     )
-
-
-def _fell_back(part: Part, wanted: Quantization) -> list[str]:
-    """Types that llama.cpp took because a matrix has rows that the wanted type's blocks do not divide."""
-    expected = {"F32", part.quantization, part.quantization.rpartition("_")[0] or part.quantization}
-    expected |= {kind for _, kind in wanted.tensor_types}
-    k_mixture = {"Q4_K", "Q5_K", "Q6_K", "Q3_K", "Q2_K"} if "_K" in part.quantization else set()
-    others = {kind: n for kind, n in part.tensors.items() if kind not in expected | k_mixture | {"Q6_K"}}
-    if not others:
-        return []
-    listed = ", ".join(f"{n} as {kind}" for kind, n in sorted(others.items()))
-    return [f"rows that {part.quantization}'s blocks do not divide fell back: {listed} tensors"]

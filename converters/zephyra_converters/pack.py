@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from zephyra_converters.adapter import Adapter, check_belongs
+from zephyra_converters.adapter import Adapter, check_belongs, doubts
 from zephyra_converters.checkpoint import Checkpoint, TokenizerFiles
 from zephyra_converters.gguf_write import plan_gguf
 from zephyra_converters.json_file import write_json
@@ -70,10 +70,12 @@ def check_pack(sources: PackSources) -> None:
             )
 
 
-def plan_pack(sources: PackSources, wanted: Quantization) -> list[Part]:
-    """What `write_pack` would write; sizes from the headers."""
+def plan_pack(sources: PackSources, wanted: Quantization) -> tuple[list[Part], list[str]]:
+    """What `write_pack` would write, sizes from the headers; and what is to be said of it."""
     check_pack(sources)
-    base, _ = planned_base(sources.base, "base.gguf", wanted)
+    base, warnings = planned_base(sources.base, "base.gguf", wanted)
+    for adapter in sources.adapters.values():
+        warnings += doubts(adapter, sources.base)
     quantization = wanted.name
     bytes_each = {"F32": 4.0, "F16": 2.0, "BF16": 2.0, "Q8_0": 1.0625}
     parts, kind = [base], adapter_type(quantization)
@@ -83,8 +85,10 @@ def plan_pack(sources: PackSources, wanted: Quantization) -> list[Part]:
         kind = router_type(quantization)
         parts.append(_planned("router.gguf", "router", base, sources.router, kind, bytes_each[kind]))
     if sources.draft is not None:
-        parts.append(_draft(planned_base(sources.draft, DRAFT, draft_type(wanted))[0]))
-    return parts
+        draft, more = planned_base(sources.draft, DRAFT, draft_type(wanted))
+        parts.append(_draft(draft))
+        warnings += [f"{DRAFT}: {warning}" for warning in more if warning not in warnings]
+    return parts, warnings
 
 
 def write_pack(

@@ -143,13 +143,13 @@ def make_router(router: RouterCheckpoint, place: Path, file: str, kind: str, *, 
     )
 
 
-def planned_base(checkpoint: Checkpoint, file: str, wanted: Quantization) -> tuple[Part, GGUFPlan]:
-    """What `make_base` would write, from the headers alone."""
+def planned_base(checkpoint: Checkpoint, file: str, wanted: Quantization) -> tuple[Part, list[str]]:
+    """What `make_base` would write, from the headers alone, and what is to be said of it."""
     plan = plan_gguf(checkpoint)
     if wanted.name not in UNQUANTIZED:
         plain_type(checkpoint)
     check_patterns(wanted.tensor_types, [tensor.name for tensor in plan.tensors if len(tensor.shape) > 1])
-    size, counts = planned_size(plan, wanted)
+    planned = planned_size(plan, wanted)
     part = Part(
         file=file,
         kind="base",
@@ -157,18 +157,18 @@ def planned_base(checkpoint: Checkpoint, file: str, wanted: Quantization) -> tup
         architecture=plan.architecture.name,
         parameters=checkpoint.parameters,
         quantization=wanted.name,
-        bytes=size,
-        tensors=counts,
+        bytes=planned.bytes,
+        tensors=planned.tensors,
         license=checkpoint.license,
     )
-    return part, plan
+    return part, [*plan.vocabulary.warnings, *planned.warnings]
 
 
 def intermediate_bytes(checkpoint: Checkpoint, wanted: Quantization) -> int:
     """What lies on the disk besides the result while a quantized base is made."""
     if wanted.name in UNQUANTIZED:
         return 0
-    return planned_size(plan_gguf(checkpoint), Quantization(name=plain_type(checkpoint)))[0]
+    return planned_size(plan_gguf(checkpoint), Quantization(name=plain_type(checkpoint))).bytes
 
 
 def _prove_vocabulary(checkpoint: Checkpoint, gguf: Path) -> None:

@@ -151,6 +151,8 @@ _LOOK_S = 0.2
 _ERROR = 4  # ggml_log_level
 # "[   3/  24] blk.0.attn_q.weight - [64, 64, 1, 1], type = f32, size = 0.02 MiB -> 0.01 MiB (q4_K)"
 _PLANNED = re.compile(r"\[ *\d+/ *\d+\] (\S+) +- \[[^]]*\], type = +(\w+), size = [^(\n]*(?:\((\w+)\))?\n")
+# "warning: blk.0.ffn_down.weight                - ncols     96 not divisible by 256 (required for type    q6_K) -> …"
+_FELL_BACK = re.compile(r"warning: (\S+) +- ncols +\d+ not divisible")
 
 
 def run(source: str, target: str, wanted: Quantization, values: Mapping[str, Any]) -> int:
@@ -171,8 +173,8 @@ def _complain(level: int, text: bytes) -> None:
         os.write(2, text)
 
 
-def planned_types(hollow: Path, wanted: Quantization) -> dict[str, str]:
-    """Which type llama.cpp would give each tensor of a GGUF whose data need not be there."""
+def planned_types(hollow: Path, wanted: Quantization) -> tuple[dict[str, str], set[str]]:
+    """Which type llama.cpp would give each tensor of a GGUF whose data need not be there, and whose rows fell back."""
     lib, said = llama(), bytearray()
     params = lib.llama_model_quantize_default_params()
     params.ftype, params.dry_run = QUANTIZATIONS[wanted.name], True
@@ -189,8 +191,11 @@ def planned_types(hollow: Path, wanted: Quantization) -> dict[str, str]:
             f"llama.cpp cannot quantize this model to {wanted.name}",
             hint="its blocks do not divide this model's rows, and that type has nothing to fall back to",
         )
-    lines = _PLANNED.findall(said.decode(errors="replace"))
-    return {name: (new or old).upper() for name, old, new in lines}
+    text = said.decode(errors="replace")
+    types = {name: (new or old).upper() for name, old, new in _PLANNED.findall(text)}
+    silent = () if wanted.name in ("Q8_0", "MXFP4_MOE") else ("output.weight", "token_embd.weight")
+    # A head takes Q8_0 for no other reason, and llama.cpp does not log it.
+    return types, {*_FELL_BACK.findall(text), *(name for name in silent if types.get(name) == "Q8_0")}
 
 
 def _room(target: Path) -> str | None:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+from zephyra_converters.fallback import fallbacks
 from zephyra_converters.gguf_file import Planned, padded, tensor_bytes, write_header
 from zephyra_converters.gguf_write import GGUFPlan, type_of
 from zephyra_converters.quantize import QUANTIZATIONS, UNQUANTIZED, Quantization, planned_types
@@ -21,8 +23,16 @@ TOKENS = 4096  # of a context that memory is estimated for
 _GRAPH = 64 * 2**20  # bytes: what a context takes beside its cache, roughly
 
 
-def planned_size(plan: GGUFPlan, wanted: Quantization) -> tuple[int, dict[str, int]]:
-    """(bytes of the file, number of tensors by type)."""
+@dataclass(frozen=True, kw_only=True)
+class PlannedSize:
+    """Bytes of a file, how many of its tensors would have which type, and which of them not the one they should."""
+
+    bytes: int
+    tensors: Mapping[str, int]
+    warnings: Sequence[str] = ()
+
+
+def planned_size(plan: GGUFPlan, wanted: Quantization) -> PlannedSize:
     with _folder() as folder:
         return _size(plan, wanted, folder)
 
@@ -33,7 +43,7 @@ def sizes_by_type(plan: GGUFPlan) -> dict[str, int]:
     with _folder() as folder:
         for name in QUANTIZATIONS:
             with suppress(ZephyraError):  # types without a fallback for rows that their blocks do not divide
-                sizes[name] = _size(plan, Quantization(name=name), folder)[0]
+                sizes[name] = _size(plan, Quantization(name=name), folder).bytes
     return sizes
 
 
@@ -47,18 +57,19 @@ def memory_needed(config: FusionConfig, file_bytes: int) -> int:
     return file_bytes + 2 * 2 * width * cached + _GRAPH
 
 
-def _size(plan: GGUFPlan, wanted: Quantization, folder: Path) -> tuple[int, dict[str, int]]:
+def _size(plan: GGUFPlan, wanted: Quantization, folder: Path) -> PlannedSize:
     if wanted.name in UNQUANTIZED:
-        types = {tensor.name: type_of(tensor, wanted.name) for tensor in plan.tensors}
+        types, fell = {tensor.name: type_of(tensor, wanted.name) for tensor in plan.tensors}, set[str]()
     else:
-        types = planned_types(_hollow(plan, folder), wanted)
+        types, fell = planned_types(_hollow(plan, folder), wanted)
     counts: dict[str, int] = {}
     total = _header_bytes(plan, folder)
     for tensor in plan.tensors:
         kind = types[tensor.name]
         counts[kind] = counts.get(kind, 0) + 1
         total += padded(tensor_bytes(tensor.shape, kind))
-    return total, counts
+    matrices = {tensor.name: types[tensor.name] for tensor in plan.tensors if len(tensor.shape) > 1}
+    return PlannedSize(bytes=total, tensors=counts, warnings=fallbacks(matrices, fell, wanted))
 
 
 def _header_bytes(plan: GGUFPlan, folder: Path) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +156,38 @@ def test_types_by_pattern(wide: Callable[[], Path], tmp_path: Path) -> None:
     written = {name: tensor.type_name for name, tensor in read_header(tmp_path / "a.gguf").tensors.items()}
     assert written["blk.0.ffn_down.weight"] == "Q6_K" and written["blk.0.attn_v.weight"] == "Q8_0"
     assert written["blk.0.ffn_up.weight"] == "Q4_K"
+
+
+def test_llama_cpps_own_mixtures_are_no_fallbacks(wide: Callable[[], Path], text: Path, tmp_path: Path) -> None:
+    """Rows of 256 are divided by all blocks: whatever has another type than asked for has it on purpose."""
+    for name in QUANTIZATIONS:
+        calibration = text if name in (*NEED_CALIBRATION, "Q4_0") else None
+        options = Options(quantization=name, calibration=calibration, dry_run=True)
+        assert convert(wide(), tmp_path / "a.gguf", options).warnings == (), name
+
+
+_MIXTURE = "mixture do not divide fell back: "
+
+
+@pytest.mark.parametrize(
+    ("kind", "types", "said"),
+    [
+        ("Q8_0", (), []),
+        ("Q4_K_M", (), [_MIXTURE]),
+        ("Q4_0", (), [_MIXTURE]),  # its head would be Q6_K
+        ("Q8_0", ("ffn_down=Q4_0",), []),
+        ("Q8_0", ("ffn_down=Q6_K",), ["'ffn_down=Q6_K': rows that Q6_K's blocks do not divide fell back: 2 as Q8_0"]),
+        ("Q8_0", ("attn=Q5_0", "attn_q=Q4_0"), ["'attn_q=Q4_0' has no effect: earlier patterns"]),
+        ("Q8_0", ("ffn_gate_inp=Q5_0",), ["'ffn_gate_inp=Q5_0': llama.cpp does not quantize all of its tensors: 2 as"]),
+    ],
+)
+def test_what_does_not_get_its_type_is_said(
+    checkpoint_folder: Callable[[str], Path], tmp_path: Path, kind: str, types: Sequence[str], said: Sequence[str]
+) -> None:
+    source = checkpoint_folder("qwen3-moe" if "inp" in str(types) else "qwen3")
+    options = Options(quantization=kind, tensor_types=types, dry_run=True)
+    warnings = convert(source, tmp_path / "a.gguf", options).warnings
+    assert len(warnings) == len(said) and all(map(str.__contains__, warnings, said)), warnings
 
 
 @pytest.mark.parametrize(
