@@ -28,7 +28,7 @@ from zephyra_converters.quantize import Quantization
 from zephyra_converters.report import Part, Report
 from zephyra_converters.router import ROUTER_TYPES, read_router
 from zephyra_converters.sizes import memory_needed, planned_size, sizes_by_type
-from zephyra_converters.source import called, detect, read_base
+from zephyra_converters.source import called, detect, read_adapter, read_base
 from zephyra_converters.staging import staged
 from zephyra_converters.target import check_target
 from zephyra_converters.verify import Proof
@@ -146,7 +146,7 @@ def _pack(source: Path, target: Path | None, options: Options) -> tuple[list[Par
     base, wanted = read_base(source), options.wanted()
     sources = PackSources(
         base=base,
-        adapters={name: read_peft(path) for name, path in options.adapters.items()},
+        adapters={name: read_adapter(path, base) for name, path in options.adapters.items()},
         router=read_router(options.router) if options.router else None,
         draft=read_base(options.draft) if options.draft else None,
         name=options.name or target.name,

@@ -13,8 +13,9 @@ from zephyra_converters.architecture import ARCHITECTURES, arch_for
 from zephyra_converters.checkpoint import LazyTensor
 from zephyra_converters.gguf_check_lora import FINGERPRINT
 from zephyra_converters.gguf_file import Planned, stored_type, write_gguf_file
-from zephyra_converters.gguf_header import read_header
+from zephyra_converters.gguf_header import GGUFHeader, read_header
 from zephyra_converters.gguf_read import tensor_of, text_metadata
+from zephyra_converters.json_file import well_formed
 from zephyra_converters.layout import interleaved, padded, scaled, separated, stacked, transposed, unstacked
 from zephyra_converters.names import DECODER, pattern_of, reverse, translate
 from zephyra_fusion.config import FusionConfig
@@ -61,6 +62,15 @@ def read_lora_gguf(path: Path, config: FusionConfig) -> Adapter:
     metadata = text_metadata(header)
     if metadata.get("general.type") != "adapter" or metadata.get("adapter.type") != "lora":
         raise ZephyraError(f"{path} is no LoRA adapter")
+    if "adapter.alora.invocation_tokens" in metadata:
+        raise ZephyraError(f"{path} is an activated LoRA (aLoRA), which is not supported")
+    with well_formed(path):
+        adapter = _read(path, header, metadata, config)
+    check_belongs(adapter, config)
+    return adapter
+
+
+def _read(path: Path, header: GGUFHeader, metadata: Mapping[str, Any], config: FusionConfig) -> Adapter:
     expected = arch_for(config).name
     if header.architecture != expected:
         raise ZephyraError(f"{path} was made for the architecture '{header.architecture}', the base is '{expected}'")
@@ -89,14 +99,32 @@ def read_lora_gguf(path: Path, config: FusionConfig) -> Adapter:
         if module == EMBEDDING:
             a = transposed(a)
         pairs[module] = LoraPair(*_without_zeros(a, b), scale)
-    adapter = Adapter(
+    return Adapter(
         pairs=pairs,
         path=path,
         name=str(metadata.get("general.name") or path.stem),
+        license=metadata.get("general.license"),
         base_fingerprint=str(metadata.get(FINGERPRINT, "")),
     )
-    check_belongs(adapter, config)
-    return adapter
+
+
+def check_effect(adapter: Adapter, path: Path, kind: str) -> None:
+    """The file that was written of the adapter changes something. ZephyraError: its A or B are zero throughout."""
+    tensors = read_header(path).tensors
+    for name, info in tensors.items():
+        if name.endswith(".lora_b"):
+            a = tensors[name.removesuffix("b") + "a"]
+            if tensor_of(path, info).read().any() and tensor_of(path, a).read().any():
+                return
+    if any(pair.scale and pair.b.read().any() and pair.a.read().any() for pair in adapter.pairs.values()):
+        raise ZephyraError(
+            f"the adapter {adapter.path} changes nothing as {kind}: its weights are so small that they round to zero",
+            hint="-q F32 or -q BF16 keeps them",
+        )
+    raise ZephyraError(
+        f"the adapter {adapter.path} changes nothing: its B, its A or its scale is zero throughout",
+        hint="it was never trained (B is zero), or its weights are lost",
+    )
 
 
 def _whole(rank: int, block: int) -> int:

@@ -15,7 +15,7 @@ from zephyra_converters.gguf_file import patch_numbers
 from zephyra_converters.gguf_write import GGUFPlan, plan_gguf, write_gguf
 from zephyra_converters.imatrix import ImportanceMatrix, read_importance
 from zephyra_converters.loaded import LoadedGGUF
-from zephyra_converters.lora import write_lora_gguf
+from zephyra_converters.lora import check_effect, write_lora_gguf
 from zephyra_converters.meter import Meter
 from zephyra_converters.quantize import UNQUANTIZED, Quantization, check_patterns, quantize, types_of
 from zephyra_converters.report import Part
@@ -106,6 +106,7 @@ def make_adapter(
         check_base(adapter.base_fingerprint, checkpoint, f"the adapter {adapter.path}")
     more = known | (proof.placeholders(adapter=True) if proof else {})
     counts = write_lora_gguf(adapter, config, place, kind, more)
+    check_effect(adapter, place, kind)
     verification = None
     if proof is not None:
         exact = kind == "F32" and set(types_of(base)) == {"F32"}

@@ -39,6 +39,9 @@ _REFUSED = {
 }
 # Initialisations that take their part out of the base's weights, so that the adapter belongs to a changed base.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Methods that change no weight of the base, so that there is nothing to merge.
+_PROMPTS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "ADAPTION_PROMPT")
+_NO_WEIGHTS = "it learned a prompt, which no weights can hold: only PEFT runs it; train a LoRA adapter instead"
 
 
 def read_peft(folder: Path) -> Adapter:
@@ -50,9 +53,10 @@ def read_peft(folder: Path) -> Adapter:
 
 def _adapter(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> Adapter:
     if wrong := [*_refused(config), *_refused_tensors(tensors)]:
+        merge = "merge it into the base with PEFT (merge_and_unload) and convert the merged checkpoint"
         raise ZephyraError(
             f"the adapter {folder} uses {'; '.join(wrong)}: a LoRA adapter in GGUF cannot express that",
-            hint="merge it into the base with PEFT (merge_and_unload) and convert the merged checkpoint",
+            hint=_NO_WEIGHTS if config.get("peft_type") in _PROMPTS else merge,
         )
     sides: dict[str, dict[str, LazyTensor]] = {}
     copies: dict[str, tuple[int, ...]] = {}

@@ -1,15 +1,18 @@
-"""What a path given as a source is, what it is called, and the base in it, whatever its form."""
+"""What a path given as a source is, what it is called, and the base or the adapter in it, whatever its form."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+from zephyra_converters.adapter import Adapter
 from zephyra_converters.checkpoint import Checkpoint
 from zephyra_converters.gguf_header import read_header
 from zephyra_converters.gguf_read import read_gguf
 from zephyra_converters.hf import read_hf
 from zephyra_converters.json_file import read_json
+from zephyra_converters.lora import read_lora_gguf
+from zephyra_converters.peft import read_peft
 from zephyra_converters.router import MODEL_TYPE
 from zephyra_fusion.errors import ZephyraError
 
@@ -42,6 +45,11 @@ def read_base(source: Path) -> Checkpoint:
     if (source / "zephyra.json").is_file():
         return read_gguf(source / _base_file(source))
     return read_hf(source)
+
+
+def read_adapter(source: Path, base: Checkpoint) -> Adapter:
+    """An adapter for this base: a PEFT folder, or a .gguf."""
+    return read_lora_gguf(source, base.config) if source.is_file() else read_peft(source)
 
 
 def _base_file(pack: Path) -> str:

@@ -158,7 +158,7 @@ def _judge_effect(moved: Tally, adapter: Adapter) -> None:
     if moved.mean_abs_diff == 0.0:
         raise ZephyraError(
             f"the adapter {adapter.path} changes nothing: every logit is the base's own",
-            hint="it was never trained (B is zero), or its weights are lost",
+            hint="its weights are too small beside the base's for any logit to move",
         )
     spread = moved.result().spread
     if moved.mean_abs_diff > spread and moved.top1_agreement < 0.05:

@@ -160,6 +160,22 @@ def test_a_pack_of_a_base_without_a_template(
         assert (Pack.read(pack).chat is not None) == control_tokens
 
 
+def test_a_pack_takes_an_adapter_that_is_gguf_already(pack_sources: dict[str, Path], tmp_path: Path) -> None:
+    """It passes the same checks and proofs, and gets the pack's own type."""
+    base, gguf = pack_sources["base"], tmp_path / "law.gguf"
+    convert(pack_sources["law"], gguf, Options(base=base, quantization="F32", verify=False))
+    report = convert(base, tmp_path / "pack", Options(adapters={"law": gguf}, quantization="F32"))
+    assert report.parts[1].verification is not None and report.parts[1].verification.max_abs_diff <= 1e-3
+    convert(tmp_path / "pack", tmp_path / "apart", Options(to="hf"))
+    back = tmp_path / "apart" / "adapters" / "law" / "adapter_model.safetensors"
+    assert bits(back) == bits(pack_sources["law"] / "adapter_model.safetensors")
+    report = convert(base, tmp_path / "small", Options(adapters={"law": gguf}, quantization="Q4_0", verify=False))
+    assert report.parts[1].quantization == "Q8_0"
+    convert(base, tmp_path / "base.gguf", Options(verify=False))
+    with pytest.raises(ZephyraError, match=r"base.gguf is no LoRA adapter"):
+        convert(base, tmp_path / "none", Options(adapters={"law": tmp_path / "base.gguf"}))
+
+
 def test_pack_dry_run(pack_sources: dict[str, Path], tmp_path: Path) -> None:
     report = convert(pack_sources["base"], tmp_path / "pack", pack_options(pack_sources, dry_run=True))
     assert report.dry_run and len(report.parts) == 4 and not list(tmp_path.iterdir())

@@ -166,15 +166,43 @@ def test_an_unknown_base_is_asked_for(adapted: Callable[[str], tuple[Any, Path, 
         convert(source, tmp_path / "a.gguf")
 
 
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize(
+    ("value", "kind", "said", "hint"),
+    [
+        (0.0, "F16", "its B, its A or its scale is zero", "never trained"),
+        (1e-9, "F16", "changes nothing as F16: its weights are so small", "F32 or -q BF16"),
+        (1e-9, "Q8_0", "changes nothing as Q8_0", "F32 or -q BF16"),
+    ],
+)
 def test_an_adapter_that_changes_nothing_is_an_error(
-    adapted: Callable[[str], tuple[Any, Path, Path]], tmp_path: Path
+    adapted: Callable[[str], tuple[Any, Path, Path]],
+    tmp_path: Path,
+    value: float,
+    kind: str,
+    said: str,
+    hint: str,
+    verify: bool,
 ) -> None:
     _, folder, base = adapted("some-layers")
-    zero = {"base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight": np.zeros((32, 4), np.float32)}
-    source = edited(folder, tmp_path / "edited", zero)
-    with pytest.raises(ZephyraError, match="changes nothing"):
-        convert(source, tmp_path / "a.gguf", Options(base=base))
+    small = {"base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight": np.full((32, 4), value, np.float32)}
+    source = edited(folder, tmp_path / "edited", small)
+    with pytest.raises(ZephyraError, match=said) as caught:
+        convert(source, tmp_path / "a.gguf", Options(base=base, quantization=kind, verify=verify))
+    assert hint in str(caught.value.hint)
     assert [path.name for path in tmp_path.iterdir()] == ["edited"]
+    if value:
+        convert(source, tmp_path / "a.gguf", Options(base=base, quantization="BF16", verify=False))
+
+
+@pytest.mark.parametrize("method", ["PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING"])
+def test_a_learned_prompt_is_not_told_to_merge(
+    adapted: Callable[[str], tuple[Any, Path, Path]], tmp_path: Path, method: str
+) -> None:
+    source = edited(adapted("some-layers")[1], tmp_path / "edited", peft_type=method)
+    with pytest.raises(ZephyraError, match=method) as caught:
+        convert(source, tmp_path / "a.gguf", Options(base=adapted("some-layers")[2]))
+    assert "merge" not in str(caught.value.hint)
 
 
 def test_an_adapter_that_changes_everything_is_an_error(
