@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from zephyra_converters.architecture import ARCHITECTURES
 from zephyra_converters.checkpoint import Checkpoint, LazyTensor
+from zephyra_converters.dequantize import dequantized
 from zephyra_converters.dtypes import FLOATS, storage
 from zephyra_converters.gguf_check import check_gguf
 from zephyra_converters.gguf_header import GGUFHeader, TensorInfo
@@ -84,12 +85,7 @@ def tensor_of(path: Path, info: TensorInfo) -> LazyTensor:
             raise ZephyraError(f"{path}: tensor '{info.name}' ends early, the file changed while it was read")
         if plain:
             return raw.view(storage(info.type_name)).reshape(end - begin, columns)
-        import gguf
-
-        try:
-            return gguf.quants.dequantize(raw.reshape(end - begin, row_bytes), gguf.GGMLQuantizationType(info.type))
-        except NotImplementedError:
-            raise ZephyraError(f"{path}: tensor '{info.name}' is {info.type_name}, which cannot be read back") from None
+        return dequantized(raw.reshape(end - begin, row_bytes), info.type, info.name)
 
     return LazyTensor(info.name, shape, info.type_name, rows)
 

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from zephyra_converters import dequantize
 from zephyra_converters.activations import CHUNK, compute_importance
 from zephyra_converters.convert import Options, convert
 from zephyra_converters.decoder_reference import reference_hidden
 from zephyra_converters.gguf_check import check_gguf
 from zephyra_converters.gguf_header import read_header
+from zephyra_converters.gguf_read import read_gguf
 from zephyra_converters.gguf_write import plan_gguf, write_gguf
 from zephyra_converters.hf import read_hf
 from zephyra_converters.imatrix import importance_of, read_importance
@@ -54,6 +56,13 @@ def wide(
         return folder
 
     return make
+
+
+@pytest.fixture(scope="module")
+def plain(wide: Callable[[], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("plain") / "plain.gguf"
+    write_gguf(plan_gguf(read_hf(wide())), path, "F32")
+    return path
 
 
 @pytest.mark.parametrize("family", ["qwen3", "mixtral"])
@@ -148,6 +157,29 @@ def test_every_type_is_written_and_its_size_is_known_before(wide: Callable[[], P
         assert run(str(tmp_path / "plain.gguf"), str(target), Quantization(name=name), {}) == 0, name
         check_gguf(target)
         assert abs(target.stat().st_size - size) < 256, name  # the header says what was done
+
+
+@pytest.mark.parametrize("kind", [kind for kind in QUANTIZATIONS if kind not in NEED_CALIBRATION])
+def test_every_type_reads_back(kind: str, wide: Callable[[], Path], plain: Path, tmp_path: Path) -> None:
+    """Close to what it was made of, as far as so few bits go."""
+    target = tmp_path / "a.gguf"
+    assert run(str(plain), str(target), Quantization(name=kind), {}) == 0
+    convert(target, tmp_path / "back", Options(to="hf"))
+    back = read_hf(tmp_path / "back").tensors
+    for name, tensor in read_gguf(plain).tensors.items():
+        expected, values = tensor.read(), back[name].read()
+        assert np.ptp(expected) == 0 or np.corrcoef(expected.ravel(), values.ravel())[0, 1] > 0.6, name
+
+
+def test_the_library_reads_blocks_as_gguf_py_does() -> None:
+    import gguf
+
+    rows = np.random.default_rng(0).normal(size=(3, 512)).astype(np.float32)
+    for kind in (gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q4_0):
+        raw = gguf.quants.quantize(rows, kind)
+        assert np.array_equal(dequantize._by_library(raw, kind, "a"), gguf.quants.dequantize(raw, kind))
+    with pytest.raises(ZephyraError, match="'a' is Q8_K, which cannot be read back"):
+        dequantize.dequantized(np.zeros((1, 292), np.uint8), 15, "a")
 
 
 def test_types_by_pattern(wide: Callable[[], Path], tmp_path: Path) -> None:
