@@ -94,5 +94,12 @@ def _hollow(plan: GGUFPlan, folder: Path) -> Path:
 
 @contextmanager
 def _folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="zephyra-") as name:
-        yield Path(name)
+    try:
+        with tempfile.TemporaryDirectory(prefix="zephyra-") as name:
+            yield Path(name)
+    except OSError as error:
+        raise ZephyraError(
+            f"cannot plan the sizes in '{error.filename or tempfile.gettempdir()}': {error.strerror or error}",
+            hint="that takes a file with a hole as large as the model in F16: TMPDIR names another disk, and a limit "
+            "on the size of files (ulimit -f) counts the hole",
+        ) from None

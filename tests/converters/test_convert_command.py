@@ -74,6 +74,14 @@ def test_errors(
     assert not list(tmp_path.glob("*.gguf"))
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="has no limit on the size of files")
+def test_a_limit_on_files_is_an_error_with_a_hint(checkpoint_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    program = f"ulimit -f 100; exec {sys.executable} -m zephyra_cli convert {checkpoint_folder('llama')} a.gguf"
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, cwd=tmp_path, timeout=600)
+    assert done.returncode == 1 and not list(tmp_path.iterdir())
+    assert "cannot plan the sizes in" in done.stderr and "File too large" in done.stderr and "ulimit -f" in done.stderr
+
+
 def test_dry_run_says_would(run: Run, checkpoint_folder: Callable[[str], Path], tmp_path: Path) -> None:
     done = run("convert", checkpoint_folder("qwen3"), "a.gguf", "--dry-run")
     assert done.returncode == 0 and "would write a.gguf" in done.stderr and "~" in done.stdout
