@@ -193,6 +193,8 @@ def _special_ids(
 
     def named(name: str) -> int | None:
         text = files.special_token(name)
+        if text is not None and text not in place:
+            warnings.append(f"the {name} of tokenizer_config.json, '{text}', is no token of the vocabulary: ignored")
         return place.get(text) if text is not None else None
 
     ends = list(dict.fromkeys(n for n in (named("eos_token"), *config.eos_token_ids) if n is not None))

@@ -152,3 +152,14 @@ def test_a_quantized_file_is_not_quantized_again(checkpoint_folder: Callable[[st
         convert(tmp_path / "a.gguf", tmp_path / "b.gguf", Options(quantization="Q4_0"))
     back = convert(tmp_path / "a.gguf", tmp_path / "back", Options(to="hf"))
     assert "does not come back" in back.warnings[0]
+
+
+def test_special_tokens_that_the_vocabulary_lacks_are_warned_about(
+    checkpoint_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source = changed(checkpoint_folder("qwen3"), tmp_path / "changed")
+    tokens = {"bos_token": None, "eos_token": "<|stop|>", "pad_token": {"content": "[PAD]"}}
+    (source / "tokenizer_config.json").write_text(json.dumps(tokens))
+    warnings = convert(source, tmp_path / "a.gguf", Options(dry_run=True)).warnings
+    assert len(warnings) == 2 and "eos_token" in warnings[0] and "'<|stop|>'" in warnings[0]
+    assert "pad_token" in warnings[1] and "'[PAD]'" in warnings[1]
