@@ -61,7 +61,7 @@ def read_lora_gguf(path: Path, config: FusionConfig) -> Adapter:
     header = read_header(path)
     metadata = text_metadata(header)
     if metadata.get("general.type") != "adapter" or metadata.get("adapter.type") != "lora":
-        raise ZephyraError(f"{path} is no LoRA adapter")
+        raise ZephyraError(f"{path} is no LoRA adapter", hint="a GGUF adapter, or the folder of a PEFT one, is wanted")
     if "adapter.alora.invocation_tokens" in metadata:
         raise ZephyraError(f"{path} is an activated LoRA (aLoRA), which is not supported")
     with well_formed(path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def check_target(target: Path, inputs: Iterable[Path], *, force: bool) -> None:
     there = target.resolve()
     for path in inputs:
         here = path.resolve()
-        if there == here or here in there.parents or there in here.parents:
+        if _model(there) == _model(here) or here in there.parents or there in here.parents:
             raise ZephyraError(
                 f"the target '{target}' is '{path}', lies inside it or around it, and that is read",
                 hint="choose another place",
@@ -33,6 +34,11 @@ def check_target(target: Path, inputs: Iterable[Path], *, force: bool) -> None:
         _check_made(target)
     if not target.parent.is_dir():
         raise ZephyraError(f"there is no folder '{target.parent}'")
+
+
+def _model(path: Path) -> str:
+    """The same for all files of a split GGUF (`gguf_split`), which are read together."""
+    return re.sub(r"-\d{5}(-of-\d{5}\.gguf)$", r"\1", str(path))
 
 
 def _check_made(folder: Path) -> None:

@@ -15,6 +15,7 @@ from zephyra_converters.convert import Options, convert
 from zephyra_converters.gguf_header import read_header
 from zephyra_converters.gguf_write import plan_gguf, write_gguf
 from zephyra_converters.hf import read_hf
+from zephyra_converters.target import check_target
 from zephyra_fusion.errors import ZephyraError
 
 
@@ -91,6 +92,13 @@ def test_weights_trained_on_are_no_longer_a_conversions(sources: dict[str, Path]
     transformers.AutoModelForCausalLM.from_pretrained(made).save_pretrained(made)
     with pytest.raises(ZephyraError, match="no conversion made"):
         convert(gguf, made, Options(to="hf", force=True))
+
+
+def test_every_file_of_a_split_model_is_read(tmp_path: Path) -> None:
+    first, second = (tmp_path / f"a-0000{n}-of-00002.gguf" for n in (1, 2))
+    with pytest.raises(ZephyraError, match="and that is read"):
+        check_target(second, [first], force=True)
+    check_target(tmp_path / "b-00002-of-00002.gguf", [first], force=True)
 
 
 @pytest.mark.parametrize("beneath", ["folder", "file", "nothing"])
