@@ -46,7 +46,7 @@ def push(model: str, to: str, *, private: bool = False, message: str = "", note:
         api.create_repo(reference.repository, private=private or None, exist_ok=True)
         there = look_up(reference)
         removed = _stale(there, {*manifest["files"], *texts})
-        operations: list[Any] = [CommitOperationAdd(name, text.encode()) for name, text in texts.items()]
+        operations: list[Any] = [CommitOperationAdd(name, text) for name, text in texts.items()]
         operations += [CommitOperationAdd(name, pack.path(name)) for name in manifest["files"]]
         operations += [CommitOperationDelete(name) for name in removed]
         note(f"pushes {len(operations) - len(removed)} files to {to}")
@@ -54,7 +54,7 @@ def push(model: str, to: str, *, private: bool = False, message: str = "", note:
     return Pushed(commit.commit_url, commit.oid, tuple(sorted({*manifest["files"], *texts})), tuple(removed))
 
 
-def _checked(pack: Pack, reference: Reference) -> tuple[dict[str, Any], dict[str, str]]:
+def _checked(pack: Pack, reference: Reference) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The manifest, and the texts that go beside the files: itself, the card, licences. The pack is whole and true."""
     if not pack.files:
         raise ZephyraError(
@@ -65,11 +65,11 @@ def _checked(pack: Pack, reference: Reference) -> tuple[dict[str, Any], dict[str
     manifest = load_manifest(pack.root / MANIFEST)
     install.check_names([*manifest["files"], MANIFEST, "README.md"])
     source = manifest.pop("source", None)  # where it was pulled from; where it goes is another place
-    papers = {name: pack.root / name for name in PAPERS if name not in manifest["files"]}
-    texts = {name: path.read_text(encoding="utf-8") for name, path in papers.items() if path.is_file()}
-    if "README.md" not in manifest["files"] and MARK in texts.get("README.md", MARK):
-        texts["README.md"] = model_card(pack, manifest | {"source": source}, reference.repository)
-    texts[MANIFEST] = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    papers = [name for name in PAPERS if name not in manifest["files"] and (pack.root / name).is_file()]
+    texts = {name: pack.path(name).read_bytes() for name in papers}  # path(): no hash vouches for what a link leads to
+    if "README.md" not in manifest["files"] and MARK.encode() in texts.get("README.md", MARK.encode()):
+        texts["README.md"] = model_card(pack, manifest | {"source": source}, reference.repository).encode()
+    texts[MANIFEST] = (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()
     return manifest, texts
 
 
@@ -95,5 +95,7 @@ def _commit(api: Any, reference: Reference, operations: list[Any], message: str)
         return api.create_commit(
             reference.repository, operations, commit_message=message, revision=reference.revision or "main"
         )
+    except UnicodeDecodeError:  # huggingface-hub reads the card's head
+        raise ZephyraError("README.md is not UTF-8, and the hub takes no other card", hint="save it as UTF-8") from None
     except RuntimeError as error:  # huggingface-hub wraps what happened to one file
         raise (error.__cause__ or error) from None

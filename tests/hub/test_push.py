@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,34 @@ def test_a_card_of_ones_own_stays(logged_in: Hub, change_pack: Callable[..., Pat
     done = pushed(root, "hf:ada/tiny")
     tree = logged_in.repositories["ada/tiny"].commits[done.commit]
     assert (tree["README.md"], tree["LICENSE"]) == (b"# mine", b"do what you like")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a right there")
+def test_a_paper_that_leads_out_of_the_pack_is_not_published(
+    logged_in: Hub, change_pack: Callable[..., Path], tmp_path: Path
+) -> None:
+    root, secret = change_pack(), tmp_path / "secret"
+    secret.write_text("of this machine")
+    for name in ("LICENSE", "README.md"):
+        (root / name).symlink_to(secret)
+        with pytest.raises(ZephyraError, match=f"{name}' is a link that leads out of the pack"):
+            pushed(root, "hf:ada/tiny")
+        (root / name).unlink()
+    assert logged_in.repositories == {}
+    (root / "NOTICE").write_text("inside")
+    (root / "LICENSE").symlink_to("NOTICE")
+    done = pushed(root, "hf:ada/tiny")
+    assert logged_in.repositories["ada/tiny"].commits[done.commit]["LICENSE"] == b"inside"
+
+
+def test_papers_go_as_they_are(logged_in: Hub, change_pack: Callable[..., Path]) -> None:
+    root, latin = change_pack(), "gewährt wird alles".encode("latin-1")
+    (root / "LICENSE").write_bytes(latin)
+    done = pushed(root, "hf:ada/tiny")
+    assert logged_in.repositories["ada/tiny"].commits[done.commit]["LICENSE"] == latin
+    (root / "README.md").write_bytes(latin)
+    with pytest.raises(ZephyraError, match="README.md is not UTF-8"):
+        pushed(root, "hf:ada/tiny")
 
 
 def test_a_second_push_sends_what_changed_and_removes_what_is_gone(
