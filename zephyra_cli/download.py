@@ -118,15 +118,14 @@ class Content:
                 self.finish()
 
     def _stream(self, stripe: int, stopped: threading.Event) -> None:
-        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+        from huggingface_hub.utils import build_hf_headers, get_session
 
         start = self.starts[stripe] + self.have[stripe]
         end = self.starts[stripe] + self.length(stripe)
         headers = build_hf_headers() | {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
         with get_session().stream("GET", self.url, headers=headers, timeout=TIMEOUT_S) as response:
-            hf_raise_for_status(response)
+            _first(response, self.file, start)
             if response.status_code == 206:
-                self._check_range(response.headers.get("Content-Range", ""), start)
                 self._pour(response, start, end, stopped)
                 return
             with self.lock:  # the server knows no ranges and sends all: one thread takes it for all stripes
@@ -154,15 +153,6 @@ class Content:
                 if at == end:
                     return
         raise RemoteProtocolError(f"'{self.file.name}' ended {end - at} bytes early")
-
-    def _check_range(self, told: str, start: int) -> None:
-        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", told)
-        if match is None or int(match[1]) != start or match[2] not in ("*", str(self.file.size)):
-            raise ZephyraError(
-                f"the server sends other bytes of '{self.file.name}' than were asked for: '{told[:80]}', "
-                f"wanted from {start} of {self.file.size}",
-                hint="something between here and the hub (a proxy, a mirror) is broken",
-            )
 
     def finish(self) -> None:
         """Check the bytes and give them their final name. ZephyraError: they are wrong, and gone."""
@@ -214,7 +204,8 @@ def fetched(
 
 def beginning(repository: Repository, file: RemoteFile, enough: Callable[[bytes], bool]) -> bytes:
     """The first bytes of a file, as many as are `enough`: 1 MiB, then four times more each time, at most all."""
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+    from httpx2 import RemoteProtocolError
+    from huggingface_hub.utils import build_hf_headers, get_session
 
     data = b""
 
@@ -222,18 +213,38 @@ def beginning(repository: Repository, file: RemoteFile, enough: Callable[[bytes]
         last = min(max(2**20, 4 * len(data)), file.size) - 1
         headers = build_hf_headers() | {"Range": f"bytes={len(data)}-{last}", "Accept-Encoding": "identity"}
         with get_session().stream("GET", repository.url(file.name), headers=headers, timeout=TIMEOUT_S) as response:
-            hf_raise_for_status(response)
-            skip, got = len(data) if response.status_code == 200 else 0, bytearray()
+            first, got = _first(response, file, len(data)), bytearray()
             for chunk in response.iter_bytes():
                 got += chunk
-                if len(got) > skip + last - len(data):
-                    break
-            return bytes(got[skip : skip + last + 1 - len(data)])
+                if first + len(got) > last:
+                    return bytes(got[len(data) - first : last + 1 - first])
+        raise RemoteProtocolError(f"'{file.name}' ended {last + 1 - first - len(got)} bytes early")
 
     with explained(Reference(repository.name, repository.commit)):
         while len(data) < file.size and not (data and enough(data)):
             data += patiently(ask)
     return data
+
+
+def _first(response: Any, file: RemoteFile, start: int) -> int:
+    """Where in a file the bytes of an answer begin: at `start`, or at 0 if the server knows no ranges and sends all."""
+    from httpx2 import RemoteProtocolError
+    from huggingface_hub.utils import hf_raise_for_status
+
+    hf_raise_for_status(response)  # which lets redirects that lead nowhere pass
+    if response.status_code == 200:
+        return 0
+    if response.status_code != 206:
+        raise RemoteProtocolError(f"'{file.name}' is answered with status {response.status_code} and no bytes")
+    told = response.headers.get("Content-Range", "")
+    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", told)
+    if match is None or match[1] != str(start) or match[2] not in ("*", str(file.size)):
+        raise ZephyraError(
+            f"the server sends other bytes of '{file.name}' than were asked for: '{told[:80]}', "
+            f"wanted from {start} of {file.size}",
+            hint="something between here and the hub (a proxy, a mirror) is broken",
+        )
+    return start
 
 
 def _run(contents: Collection[Content], progress: Progress) -> None:

@@ -210,7 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, json.dumps(value).encode(), **{"Content-Type": "application/json"})
 
     def _error(self, status: int, code: str, message: str, **headers: str) -> None:
-        body = json.dumps({"error": message}).encode()
+        body = json.dumps({"error": message}).encode() if self.fault.body is None else self.fault.body
         codes = {"X-Error-Code": code, "X-Error-Message": message} if code else {}
         self._send(status, body, **{"Content-Type": "application/json"}, **codes, **headers)
 

@@ -12,6 +12,7 @@ import pytest
 from tests.cli.process import Run
 from tests.hub.server import Hub, serve
 from zephyra_cli import download
+from zephyra_cli.hub import ATTEMPTS
 from zephyra_fusion.errors import ZephyraError
 
 Pull = Callable[..., Any]
@@ -74,6 +75,34 @@ def test_redirects_that_lead_nowhere_are_errors(private: Hub, pulled: Pull, home
     with pytest.raises(ZephyraError):
         pulled("hf:ada/model")
     assert not (home / "models").exists()
+
+
+@pytest.mark.parametrize("status", [200, 204, 206, 300, 302, 304])
+@pytest.mark.parametrize("name", ["model.safetensors", "model.gguf"])  # fetched whole; its header first
+def test_answers_without_the_bytes_are_asked_for_again_and_then_an_error(
+    hub: Hub, pulled: Pull, home: Path, tiny_gguf: Path, status: int, name: str
+) -> None:
+    hub.add("ada/model", {"config.json": b"{}", name: tiny_gguf.read_bytes()})
+    fault = hub.fail("GET /cdn/", status=status, body=b"", times=99)
+    message = "than were asked for: ''" if status == 206 else "early|with status"
+    with pytest.raises(ZephyraError, match=message):
+        pulled("hf:ada/model")
+    assert not (home / "models").exists() and fault.times == 99 - (1 if status == 206 else ATTEMPTS)
+    fault.times = 2
+    if status != 206:
+        pulled("hf:ada/model")
+
+
+def test_a_header_from_a_server_that_sends_less_or_something_else(hub: Hub, pulled: Pull, tiny_gguf: Path) -> None:
+    hub.add("ada/model", {"model.gguf": tiny_gguf.read_bytes()})
+    fault = hub.fail("GET /cdn/", body=tiny_gguf.read_bytes()[:999], ignore_range=True, times=99)
+    with pytest.raises(ZephyraError, match="'model.gguf' ended .* bytes early"):
+        pulled("hf:ada/model")
+    fault.ignore_range = False
+    with pytest.raises(ZephyraError, match="sends other bytes of 'model.gguf' than were asked for"):
+        pulled("hf:ada/model")
+    fault.times = 0
+    pulled("hf:ada/model")
 
 
 def test_a_damaged_packing_is_an_error(hub: Hub, pulled: Pull) -> None:
