@@ -49,36 +49,44 @@ def _folded(path: str) -> str:
     return unicodedata.normalize("NFC", path).casefold()
 
 
-def place(kind: str, wanted: str | None, named: str, repository: str, reference: str) -> Path:
-    """The folder where it shall lie: under `wanted`, else under its own name, else that with its owner before it.
+def place(kind: str, wanted: str | None, named: str, source: Mapping[str, str]) -> Path:
+    """The folder where it shall lie: under `wanted`, else under its own name, else that with folders or owner before it.
 
+    `named`: its path in the repository, or the repository's name. `source`: repository, file in it, reference.
     ZephyraError: `wanted` cannot be a name, or is taken by something from elsewhere.
     """
     models = home() / ("adapters" if kind == "adapter" else "models")
     if wanted is not None:
         if not re.fullmatch(r"\w[\w.-]{0,95}", wanted) or _DEVICES.fullmatch(wanted) or wanted.endswith("."):
             raise ZephyraError(f"'{wanted[:100]}' cannot be a model's name", hint="letters, digits, '-', '_' and '.'")
-        if not _ours(models, wanted, repository):
+        if not _ours(models, wanted, source):
             raise ZephyraError(f"'{wanted}' is the name of another model", hint=f"zephyra models show {wanted}")
         return models / wanted
-    plain = re.sub(r"[^\w.-]+", "-", named).strip(".-")[:90] or "model"
-    long = f"{repository.split('/')[0]}--{plain}"
-    for name in (plain, long):
-        if name != DEFAULT_MODEL and not _DEVICES.fullmatch(name) and _ours(models, name, repository):
+    short = [_as_name(PurePosixPath(named).name), _as_name(named)]
+    names = dict.fromkeys([*short, *(f"{source['repository'].split('/')[0]}--{name}" for name in short)])
+    for name in names:
+        if name != DEFAULT_MODEL and not _DEVICES.fullmatch(name) and _ours(models, name, source):
             return models / name
     raise ZephyraError(
-        f"'{plain}' and '{long}' are names of other models", hint=f"zephyra pull {reference} --name NAME"
+        f"{' and '.join(map(repr, names))} are names of other models",
+        hint=f"zephyra pull {source['reference']} --name NAME",
     )
 
 
-def _ours(models: Path, name: str, repository: str) -> bool:
-    """Nothing lies under the name, in any case of its letters, or what lies there is of the same repository."""
+def _as_name(path: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", path).strip(".-")[:90] or "model"
+
+
+def _ours(models: Path, name: str, source: Mapping[str, str]) -> bool:
+    """Nothing lies under the name, in any case of its letters, or what lies there is the same file of a repository."""
     same = [path for path in models.iterdir() if _folded(path.name) == _folded(name)] if models.is_dir() else []
-    return not same or (same[0].name == name and source_of(same[0]).get("repository") == repository)
+    there = source_of(same[0]) if same else {}
+    ours = {"file": source["file"]} | there  # earlier zephyras recorded no file
+    return not same or (same[0].name == name and all(ours.get(key) == source[key] for key in ("repository", "file")))
 
 
 def source_of(root: Path) -> Mapping[str, Any]:
-    """Where an installed folder came from: repository, commit, reference; empty where it was not pulled."""
+    """Where an installed folder came from: repository, commit, reference, file; empty where it was not pulled."""
     source = receipt_of(root).get("source")
     return source if isinstance(source, dict) else {}
 

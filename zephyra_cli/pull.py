@@ -49,6 +49,7 @@ class Job:
     progress: Progress
     note: Note
     fetched: int = 0
+    file: str = ""  # that was chosen; nothing where the whole repository is one model
 
     @property
     def source(self) -> dict[str, str]:
@@ -56,6 +57,7 @@ class Job:
             "repository": self.repository.name,
             "commit": self.repository.commit,
             "reference": str(self.reference),
+            "file": self.file,
         }
 
     def fetch(self, files: Iterable[RemoteFile], *, quiet: bool = False) -> Any:
@@ -174,6 +176,7 @@ def _pull_gguf(job: Job, found: list[Candidate], base: str | None) -> Pulled:
         if len(found) > 1:
             job.note(f"takes {why}")
     first = chosen.files[0]
+    job.file = first.name
     headers = [remote_header(job.repository, file) for file in chosen.files]
     header = joined(headers) if len(headers) > 1 else headers[0]
     if header.metadata.get("general.type") == "adapter":
@@ -199,7 +202,7 @@ def _pull_gguf(job: Job, found: list[Candidate], base: str | None) -> Pulled:
             "source": job.source,
             "files": job.records(kept),
         }
-        return settle(job, "gguf", Path(chosen.name).name, kept, manifest)
+        return settle(job, "gguf", chosen.name, kept, manifest)
 
 
 def remote_header(repository: Repository, file: RemoteFile) -> Any:
@@ -244,7 +247,7 @@ def _shards(index: Path, repository: Repository) -> list[str]:
 
 def settle(job: Job, kind: str, named: str, paths: Mapping[str, Path], record: dict[str, Any]) -> Pulled:
     """Install what was fetched, under a name, with what is known of it."""
-    root = install.place(kind, job.name, named, job.repository.name, str(job.reference))
+    root = install.place(kind, job.name, named, job.source)
     before = install.source_of(root).get("commit")
     install.install(root, {name: path for name, path in paths.items() if name != MANIFEST}, record, job.note)
     return Pulled(root.name, kind, root, job.repository.commit, store.size_of([root]), before, job.fetched)

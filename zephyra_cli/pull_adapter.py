@@ -65,7 +65,7 @@ def pull_lora(job: Job, file: RemoteFile, base: str | None) -> Pulled:
     with job.fetch([file]) as paths:
         kept = {Path(file.name).name: path for path in paths.values()}
         record = {"source": job.source, "license": job.repository.license, "files": job.records(kept)}
-        return settle(job, "adapter", Path(file.name).stem, kept, record)
+        return settle(job, "adapter", file.name.removesuffix(".gguf"), kept, record)
 
 
 def _base(named: str | None, trained_on: str) -> Path:

@@ -155,9 +155,9 @@ def came_from(root: Path, wanted: Reference) -> bool:
         return False
     asked = Reference.parse(str(source.get("reference") or f"hf:{wanted.repository}"))
     base = receipt_of(root).get("base")
-    file = str(base.get("file", "")) if isinstance(base, dict) else ""
+    file = str(source.get("file") or (base.get("file", "") if isinstance(base, dict) else ""))
     stem = file.removesuffix(".gguf")
-    parts = {"", file, stem, asked.part, quantization_of(stem)}
+    parts = {"", file, stem, Path(file).name, Path(stem).name, asked.part, quantization_of(stem)}
     known = wanted.part in parts or wanted.part.upper() in parts
     return known and wanted.revision in (None, source.get("commit"), asked.revision)
 

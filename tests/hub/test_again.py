@@ -12,6 +12,7 @@ import pytest
 
 from tests.cli.process import Run
 from tests.hub.server import Hub, files_of
+from zephyra_cli import store
 from zephyra_cli.pack import Pack
 from zephyra_fusion.errors import ZephyraError
 
@@ -34,6 +35,31 @@ def test_it_says_what_was_here_what_is_new_and_what_was_healed(hub: Hub, zephyra
     assert (told["previous_commit"], told["commit"], told["fetched_bytes"]) == (commit, newer, len(NEW))
     repository.commit({"README.md": b"# newest"})
     assert f"in place of {newer[:8]}, at ".encode() in zephyra("pull", "hf:ada/model").stderr
+
+
+def test_files_of_one_name_in_two_folders_are_two_models(
+    hub: Hub, pulled: Pull, zephyra: Run, tiny_gguf: Path, make_gguf: Any, tmp_path: Path
+) -> None:
+    other = make_gguf(tmp_path / "other.gguf", {"general.name": "other"})
+    hub.add("ada/dirs", {"Q4_0/model.gguf": tiny_gguf.read_bytes(), "Q8_0/model.gguf": other.read_bytes()})
+    first, second = (pulled(f"hf:ada/dirs:{kind}/model.gguf") for kind in ("Q4_0", "Q8_0"))
+    assert (first.name, second.name, second.before) == ("model", "Q8_0-model", None)
+    for found, kind in ((first, "Q4_0"), (second, "Q8_0")):
+        again = pulled(f"hf:ada/dirs:{kind}/model.gguf")
+        assert (again.root, again.before, again.fetched) == (found.root, found.commit, 0)
+        assert store.find(f"hf:ada/dirs:{kind}/model.gguf", offline=True).root == found.root
+    with pytest.raises(ZephyraError, match="'mine' is the name of another model"):
+        pulled("hf:ada/dirs:Q4_0/model.gguf", name="mine")
+        pulled("hf:ada/dirs:Q8_0/model.gguf", name="mine")
+
+    receipt = second.root / "zephyra.json"  # as an earlier zephyra wrote it
+    old = json.loads(receipt.read_text())
+    del old["source"]["file"]
+    receipt.write_text(json.dumps(old))
+    store.remove("model")
+    assert pulled("hf:ada/dirs:Q8_0/model.gguf", name="Q8_0-model").before == second.commit
+    done = zephyra("generate", "-m", "hf:ada/dirs:Q8_0/model.gguf", "--offline", "-n", "1", "hello")
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_pack_is_here_already(hub: Hub, pulled: Pull, tiny_pack: Path) -> None:
