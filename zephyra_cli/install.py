@@ -50,7 +50,7 @@ def _folded(path: str) -> str:
 
 
 def place(kind: str, wanted: str | None, named: str, source: Mapping[str, str]) -> Path:
-    """The folder where it shall lie: under `wanted`, else under its own name, else that with folders or owner before it.
+    """The folder where it shall lie: under `wanted`, else under its own name, else that with more before it.
 
     `named`: its path in the repository, or the repository's name. `source`: repository, file in it, reference.
     ZephyraError: `wanted` cannot be a name, or is taken by something from elsewhere.
@@ -80,8 +80,7 @@ def _as_name(path: str) -> str:
 def _ours(models: Path, name: str, source: Mapping[str, str]) -> bool:
     """Nothing lies under the name, in any case of its letters, or what lies there is the same file of a repository."""
     same = [path for path in models.iterdir() if _folded(path.name) == _folded(name)] if models.is_dir() else []
-    there = source_of(same[0]) if same else {}
-    ours = {"file": source["file"]} | there  # earlier zephyras recorded no file
+    ours = {"file": source["file"], **(source_of(same[0]) if same else {})}  # earlier zephyras recorded no file
     return not same or (same[0].name == name and all(ours.get(key) == source[key] for key in ("repository", "file")))
 
 

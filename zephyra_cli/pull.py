@@ -118,11 +118,13 @@ def _pull(job: Job, base: str | None) -> Pulled:
         from zephyra_cli.pull_adapter import pull_peft
 
         return pull_peft(job, base)
-    if found := candidates(files):
+    found, weights = candidates(files), any(name.endswith(".safetensors") for name in files)
+    checkpoint = "config.json" in files and not reference.part
+    if found and not (checkpoint and weights and not any(candidate.is_model for candidate in found)):
         return _pull_gguf(job, found, base)
     if reference.part:
         raise unknown(reference.part, found)
-    if "config.json" in files:
+    if checkpoint:
         return _pull_checkpoint(job)
     held = ", ".join(sorted(files)[:6]) or "nothing"
     raise ZephyraError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from zephyra_cli.hub import RemoteFile
 from zephyra_fusion.errors import ZephyraError, did_you_mean
@@ -20,29 +21,39 @@ _USUAL = "Q4_K_M"
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model as GGUF: one file, or the shards of one, in order. `quantization`: "" where the name does not say."""
+    """A model as GGUF: one file, or the shards of one, in order. `quantization`: "" where the name does not say.
+
+    `count`: how many files it should be; a repository may lack some.
+    """
 
     name: str
     quantization: str
     files: tuple[RemoteFile, ...]
+    count: int = 1
 
     @property
     def size(self) -> int:
         return sum(file.size for file in self.files)
 
+    @property
+    def whole(self) -> bool:
+        return len(self.files) == self.count
+
+    @property
+    def is_model(self) -> bool:
+        """Whole, and not what goes with a model: a projector, an importance matrix, an adapter, a draft."""
+        return self.whole and not _NO_MODEL.search(self.name)
+
 
 def candidates(files: Mapping[str, RemoteFile]) -> list[Candidate]:
-    """The models among the files, the smallest first. ZephyraError: shards are missing."""
-    groups: dict[str, list[RemoteFile]] = {}
+    """The models among the files, the smallest first; shards may be missing."""
+    groups: dict[tuple[str, int], list[RemoteFile]] = {}
     for name in sorted(files):
-        if name.endswith(".gguf"):
-            shard = _SHARD.fullmatch(name)
-            groups.setdefault(shard["stem"] if shard else name.removesuffix(".gguf"), []).append(files[name])
-    found = []
-    for stem, group in groups.items():
-        if (shard := _SHARD.fullmatch(group[0].name)) and len(group) != int(shard["count"]):
-            raise ZephyraError(f"'{stem}' is {shard['count']} files, the repository has {len(group)} of them")
-        found.append(Candidate(stem, quantization_of(stem), tuple(group)))
+        if shard := _SHARD.fullmatch(name):
+            groups.setdefault((shard["stem"], int(shard["count"])), []).append(files[name])
+        elif name.endswith(".gguf"):
+            groups[name.removesuffix(".gguf"), 1] = [files[name]]
+    found = [Candidate(stem, quantization_of(stem), tuple(group), count) for (stem, count), group in groups.items()]
     return sorted(found, key=lambda candidate: candidate.size)
 
 
@@ -52,15 +63,39 @@ def quantization_of(stem: str) -> str:
     return re.sub("^FP", "F", match[1].upper()) if match else ""
 
 
+def means(part: str, candidate: Candidate) -> int | None:
+    """How plainly a reference's part names a candidate: 0 is the plainest; None: not at all."""
+    files, stems = [file.name for file in candidate.files], [candidate.name, f"{candidate.name}.gguf"]
+    ways = (
+        part in files,
+        part in stems,
+        part in [PurePosixPath(name).name for name in files],
+        part in [PurePosixPath(name).name for name in stems],
+        part.upper() == candidate.quantization and not _NO_MODEL.search(candidate.name),
+    )
+    return ways.index(True) if any(ways) else None
+
+
 def named(found: Iterable[Candidate], part: str) -> Candidate | None:
-    """The one that `part` means: a file, its stem, or a quantization; None for none. ZephyraError: several."""
-    found = list(found)
-    exact = [c for c in found if part in (c.name, f"{c.name}.gguf", *(file.name for file in c.files))]
-    typed = [c for c in found if c.quantization == part.upper() and not _NO_MODEL.search(c.name)]
-    if len(exact or typed) > 1:
-        names = ", ".join(c.name for c in exact or typed)
+    """The one that `part` means: a file, its stem, or a quantization; None for none.
+
+    ZephyraError: several, or shards of it are missing.
+    """
+    ranks = [(rank, c) for c in found if (rank := means(part, c)) is not None]
+    plainest = [c for rank, c in ranks if rank == min(rank for rank, _ in ranks)]
+    meant = [c for c in plainest if c.whole] or plainest[:1]
+    if len(meant) > 1:
+        names = ", ".join(c.files[0].name for c in meant)
         raise ZephyraError(f"'{part}' means several files: {names}", hint="name the file itself")
-    return next(iter(exact or typed), None)
+    return _whole(meant[0]) if meant else None
+
+
+def _whole(candidate: Candidate) -> Candidate:
+    if not candidate.whole:
+        raise ZephyraError(
+            f"'{candidate.name}' is {candidate.count} files, the repository has {len(candidate.files)} of them"
+        )
+    return candidate
 
 
 def choose(found: Iterable[Candidate], memory: int) -> tuple[Candidate, str]:
@@ -70,7 +105,8 @@ def choose(found: Iterable[Candidate], memory: int) -> tuple[Candidate, str]:
     at most what leaves a fifth and half a GiB for the cache, the computation and the system.
     """
     found = list(found)
-    models = [c for c in found if len(found) == 1 or not _NO_MODEL.search(c.name)]
+    likely = [c for c in found if len(found) == 1 or not _NO_MODEL.search(c.name)]
+    models = [c for c in likely if c.whole] or [_whole(c) for c in likely]
     if not models:
         raise ZephyraError("none of the GGUF files looks like a language model", hint="name one: hf:owner/name:FILE")
     if len(models) == 1 and not memory:

@@ -146,9 +146,9 @@ def _from_hub(reference: str, *, offline: bool) -> Pack:
 
 def came_from(root: Path, wanted: Reference) -> bool:
     """Whether an installed model is what a reference means: its repository, and the revision and file that it says."""
-    from zephyra_cli.hub import Reference
+    from zephyra_cli.hub import Reference, RemoteFile
     from zephyra_cli.install import receipt_of, source_of
-    from zephyra_cli.quantization import quantization_of
+    from zephyra_cli.quantization import candidates, means
 
     source = source_of(root)
     if str(source.get("repository", "")).lower() != wanted.repository.lower():
@@ -156,9 +156,8 @@ def came_from(root: Path, wanted: Reference) -> bool:
     asked = Reference.parse(str(source.get("reference") or f"hf:{wanted.repository}"))
     base = receipt_of(root).get("base")
     file = str(source.get("file") or (base.get("file", "") if isinstance(base, dict) else ""))
-    stem = file.removesuffix(".gguf")
-    parts = {"", file, stem, Path(file).name, Path(stem).name, asked.part, quantization_of(stem)}
-    known = wanted.part in parts or wanted.part.upper() in parts
+    (model,) = candidates({file: RemoteFile(file, 0, "")}) or (None,)
+    known = wanted.part in ("", asked.part) or (model is not None and means(wanted.part, model) is not None)
     return known and wanted.revision in (None, source.get("commit"), asked.revision)
 
 

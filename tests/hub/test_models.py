@@ -123,8 +123,31 @@ def test_sharded_files_come_together_and_run(
     assert split.stdout == whole.stdout
 
     hub.add("ada/broken-GGUF", {name: data for name, data in files.items() if "00002" not in name})
-    with pytest.raises(ZephyraError, match="is 00003 files, the repository has 2 of them"):
+    with pytest.raises(ZephyraError, match="is 3 files, the repository has 2 of them"):
         pulled("hf:ada/broken-GGUF")
+
+
+def test_what_lies_beside_the_wanted_one_does_not_matter(hub: Hub, pulled: Pull, shards: Path, tiny_gguf: Path) -> None:
+    files, weights = files_of(shards), tiny_gguf.read_bytes()
+    some = {name: data for name, data in files.items() if "00002" not in name}
+    hub.add("ada/some", some | {"good-F16.gguf": weights})
+    for reference in ("hf:ada/some", "hf:ada/some:F16", "hf:ada/some:good-F16"):
+        assert pulled(reference).name == "good-F16"
+    with pytest.raises(ZephyraError, match="'tiny-Q8_0' is 3 files, the repository has 2 of them"):
+        pulled("hf:ada/some:Q8_0")
+
+    both = {f"all/{name}": data for name, data in files.items()} | {"all/tiny-Q8_0.gguf": weights}
+    hub.add("ada/both", both)
+    assert pulled("hf:ada/both").name == "tiny-Q8_0"
+    assert len(list(pulled("hf:ada/both:tiny-Q8_0-00002-of-00003.gguf").root.glob("*.gguf"))) == 3
+    assert len(list(pulled("hf:ada/both:tiny-Q8_0.gguf", name="one").root.glob("*.gguf"))) == 1
+    with pytest.raises(ZephyraError, match="'Q8_0' means several files: all/tiny-Q8_0"):
+        pulled("hf:ada/both:Q8_0")
+
+    checkpoint = {"config.json": b'{"model_type": "llama"}', "model.safetensors": b"weights"}
+    for other in ("imatrix.gguf", "mmproj-F16.gguf", "tiny-Q8_0-00001-of-00003.gguf"):
+        hub.add("ada/model", checkpoint | {other: weights})
+        assert pulled("hf:ada/model").kind == "checkpoint"
 
 
 def remote(**sizes: float) -> dict[str, RemoteFile]:
