@@ -175,12 +175,12 @@ def kept() -> int:
 
 def faults(hub: Hub, report: Report) -> None:
     """Each fault at each place, once and for ever: the pull must end whole or with an error that was written for it."""
-    from zephyra_cli import download
+    from zephyra_cli import download, patience
     from zephyra_cli import hub as client
     from zephyra_cli.pull import pull as run
     from zephyra_fusion.errors import ZephyraError
 
-    client.FIRST_WAIT_S, client.TIMEOUT_S, download.TIMEOUT_S = 0.0, 0.3, 0.3
+    patience.FIRST_WAIT_S, client.TIMEOUT_S, download.TIMEOUT_S = 0.0, 0.3, 0.3
     files, unexplained, half, ends = pack(random.Random(21), 200_000), 0, 0, {"whole": 0, "explained": 0}
     hub.add("ada/faulty", files)
     for place in PLACES:

@@ -80,6 +80,7 @@ FLOORS = [
         "hub",
         "install",
         "model_card",
+        "patience",
         "pull",
         "pull_adapter",
         "push",

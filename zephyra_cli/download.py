@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from zephyra_cli.disk import Busy, copy, digest, link, lock, writable
-from zephyra_cli.hub import TIMEOUT_S, Patience, Reference, RemoteFile, Repository, explained, patiently
+from zephyra_cli.hub import TIMEOUT_S, Reference, RemoteFile, Repository, check_status, explained
+from zephyra_cli.patience import Patience, patiently
 from zephyra_cli.settings import home
 from zephyra_fusion.errors import ZephyraError
 
@@ -229,9 +230,8 @@ def beginning(repository: Repository, file: RemoteFile, enough: Callable[[bytes]
 def _first(response: Any, file: RemoteFile, start: int) -> int:
     """Where in a file the bytes of an answer begin: at `start`, or at 0 if the server knows no ranges and sends all."""
     from httpx2 import RemoteProtocolError
-    from huggingface_hub.utils import hf_raise_for_status
 
-    hf_raise_for_status(response)  # which lets redirects that lead nowhere pass
+    check_status(response)
     if response.status_code == 200:
         return 0
     if response.status_code != 206:

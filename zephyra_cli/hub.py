@@ -6,27 +6,21 @@ Its endpoint (`HF_ENDPOINT`), its token and its offline switch are huggingface-h
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
+from zephyra_cli.patience import asked_to_wait, patiently
 from zephyra_fusion.errors import ZephyraError
 
 TIMEOUT_S = 15.0  # without a byte from the hub
-ATTEMPTS = 6  # in a row without any progress
-FIRST_WAIT_S = 0.5  # between two of them; each time it doubles
-LONGEST_WAIT_S = 120.0  # that a server may ask for
-_PASSING = {408, 425, 429, 500, 502, 503, 504}
 _REFERENCE = re.compile(r"hf:(?P<repository>[^/@:]+/[^/@:]+)(?:@(?P<revision>[^:]+))?(?::(?P<part>.+))?")
-
 _ADDRESS = re.compile(
     r"(?:https?://[^/]+/)?(?P<repository>[\w.-]+/[\w.-]+)(?:/(?:tree|blob|resolve)/(?P<revision>[^/]+).*)?/?"
 )
-
-T = TypeVar("T")
+_NONSENSE = (ValueError, TypeError, KeyError, AttributeError, RecursionError)  # huggingface-hub believes what it reads
 
 
 @dataclass(frozen=True)
@@ -100,22 +94,46 @@ def look_up(reference: Reference) -> Repository:
 
     with explained(reference):
         try:
-            info = patiently(ask, attempts=3)
-            card = info.card_data.to_dict() if info.card_data else {}
-            files = {file.name: file for file in map(_remote_file, info.siblings or ())}
+            return _described(patiently(ask, attempts=3))
         except (HfHubHTTPError, UnicodeEncodeError):  # some are ValueErrors too
             raise
-        except (ValueError, TypeError, KeyError, AttributeError) as error:  # huggingface-hub believes what it reads
+        except _NONSENSE as error:
             raise ZephyraError(
                 f"what '{reference.repository}' is described by cannot be read: {error!r}"[:300],
                 hint="something between here and the hub (a proxy, a login page, a mirror) answers for it",
             ) from None
+
+
+def _described(info: Any) -> Repository:
+    """What the hub answered, its values checked. One of _NONSENSE, or ZephyraError: they cannot be true."""
+    from huggingface_hub.utils import validate_repo_id
+
+    validate_repo_id(info.id)
+    if str(info.id).count("/") != 1 or not re.fullmatch(r"[0-9a-f]{40}", str(info.sha)):
+        raise ValueError(f"repository {info.id!r}, commit {info.sha!r}")
+    card = info.card_data.to_dict() if info.card_data else {}
+    files = {file.name: file for file in map(_remote_file, info.siblings or ())}
     return Repository(info.id, info.sha, files, license=_text(card.get("license")), base=_text(card.get("base_model")))
+
+
+def check_status(response: Any) -> None:
+    """HfHubHTTPError: an error's status. Redirects that lead nowhere, and errors in words without sense, pass."""
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import hf_raise_for_status
+
+    try:
+        hf_raise_for_status(response)
+    except HfHubHTTPError:  # some are ValueErrors too
+        raise
+    except _NONSENSE:
+        return
 
 
 def _remote_file(sibling: Any) -> RemoteFile:
     digest = sibling.lfs.sha256 if sibling.lfs else f"git:{sibling.blob_id}"
     size = sibling.lfs.size if sibling.lfs else sibling.size
+    if not isinstance(sibling.rfilename, str) or re.search("[\ud800-\udfff]", sibling.rfilename):
+        raise ZephyraError(f"the hub names a file {sibling.rfilename!r}"[:300])
     if (
         not isinstance(size, int)
         or not 0 <= size < 2**50
@@ -128,56 +146,7 @@ def _remote_file(sibling: Any) -> RemoteFile:
 def _text(value: Any) -> str:
     """A field of a model card: a text, or the first of a list."""
     value = value[0] if isinstance(value, list) and value else value
-    return value[:200] if isinstance(value, str) else ""
-
-
-class Patience:
-    """Forgives errors that pass, a limited number of times in a row, and waits longer each time."""
-
-    def __init__(self, attempts: int = ATTEMPTS, sleep: Callable[[float], Any] = time.sleep) -> None:
-        self.attempts, self._left, self._sleep = attempts, attempts, sleep
-
-    def renew(self) -> None:
-        """There was progress."""
-        self._left = self.attempts
-
-    def forgive(self, error: Exception) -> None:
-        """Wait and return, or raise the error."""
-        self._left -= 1
-        asked = _asked_to_wait(error)
-        if not _passes(error) or self._left <= 0 or asked > LONGEST_WAIT_S:
-            raise error
-        self._sleep(max(asked, FIRST_WAIT_S * 2 ** (self.attempts - self._left - 1)))
-
-
-def patiently(call: Callable[[], T], attempts: int = ATTEMPTS) -> T:
-    """The call's result; errors that pass are waited out."""
-    patience = Patience(attempts)
-    while True:
-        try:
-            return call()
-        except Exception as error:
-            patience.forgive(error)
-
-
-def _passes(error: Exception) -> bool:
-    import httpx2
-    from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError
-
-    if isinstance(error, HfHubHTTPError):
-        status, url = error.response.status_code, str(error.response.url)
-        expired = status == 403 and not url.startswith(constants.ENDPOINT)  # a signed address of the CDN
-        return status in _PASSING or expired
-    return isinstance(error, httpx2.TransportError) and not isinstance(error, httpx2.UnsupportedProtocol)
-
-
-def _asked_to_wait(error: Exception) -> float:
-    """Seconds that the server wants us to wait (`Retry-After`, `RateLimit`)."""
-    headers = getattr(getattr(error, "response", None), "headers", {})
-    after = str(headers.get("retry-after", ""))
-    limit = re.search(r"r\s*=\s*0\s*;\s*t\s*=\s*(\d+)", str(headers.get("ratelimit", "")))
-    return float(after) if after.isdigit() else float(limit[1]) if limit else 0.0
+    return value[:200].encode(errors="replace").decode() if isinstance(value, str) else ""
 
 
 @contextmanager
@@ -235,7 +204,7 @@ def _refused(error: Any, login: str) -> ZephyraError:
     if status == 403:
         return ZephyraError(f"{where} forbids it{said}", hint=f"has the token the right to it? {login}")
     if status == 429:
-        wait = _asked_to_wait(error)
+        wait = asked_to_wait(error)
         soon = f"in {wait:.0f} seconds" if wait else "later"
         return ZephyraError(f"{where} has had too many requests{said}", hint=f"try again {soon}; what arrived is kept")
     hint = "that is the server's fault; try again later, what arrived is kept" if status >= 500 else None
@@ -268,9 +237,9 @@ def _nearest(repository: str, login: str) -> str:
         ask = partial(HfApi().list_models, limit=50)
         for answer in (ask(author=owner), *(ask(search=word) for word in words)):
             found |= dict.fromkeys(model.id for model in answer)
+        near = difflib.get_close_matches(repository.lower(), [name.lower() for name in found], n=3, cutoff=0.6)
     except Exception:  # only a hint
         return f"check the name; if it is private, {login}"
-    near = difflib.get_close_matches(repository.lower(), [name.lower() for name in found], n=3, cutoff=0.6)
     names = [f"'{name}'" for name in found if name.lower() in near]
     meant = f"did you mean {' or '.join(names)}? " if names else ""
     return f"{meant}If it is private, {login}"
@@ -283,6 +252,6 @@ def _revisions(reference: Reference) -> str | None:
 
     try:
         refs = HfApi().list_repo_refs(reference.repository)
+        return did_you_mean(reference.revision or "", [ref.name for ref in (*refs.branches, *refs.tags)])
     except Exception:  # only a hint
         return None
-    return did_you_mean(reference.revision or "", [ref.name for ref in (*refs.branches, *refs.tags)])

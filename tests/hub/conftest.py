@@ -11,7 +11,7 @@ import pytest
 
 from tests.cli.conftest import change_pack, home, tiny_pack, zephyra
 from tests.hub.server import Hub, serve
-from zephyra_cli import hub as hub_module
+from zephyra_cli import patience
 from zephyra_cli.pull import Pulled, pull
 
 __all__ = ["change_pack", "home", "tiny_pack", "zephyra"]  # fixtures of the command line's tests
@@ -55,4 +55,4 @@ def pulled() -> Callable[..., Pulled]:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """No time is lost between two tries."""
-    monkeypatch.setattr(hub_module, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(patience, "FIRST_WAIT_S", 0.001)

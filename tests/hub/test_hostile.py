@@ -14,6 +14,7 @@ from tests.cli.test_attacks import ADAPTERS, MANIFESTS, MODELS
 from tests.hub.server import Hub, files_of
 from zephyra_cli import download, pull
 from zephyra_cli import hub as hub_module
+from zephyra_cli.pack import Pack
 from zephyra_fusion.errors import ZephyraError
 
 Pull = Callable[..., Any]
@@ -60,6 +61,61 @@ def test_large_files_under_small_names(
     hub.add("eve/evil", files_of(tiny_pack) | {"zephyra.json": bytes(10_001)})
     assert "'zephyra.json' has 0 MB" in refused(pulled, home, "hf:eve/evil").message
     assert hub.sent("zephyra.json") == 0
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        *({"sha": sha} for sha in (None, 5, "main", "../../x", "0" * 39)),
+        *({"id": name} for name in (None, 5, "gpt2", "a/b/c", "../../../etc/x", "ada/x\n")),
+        *({"siblings": siblings} for siblings in (5, [5], [{"size": 1}])),
+        {"cardData": [1]},
+    ],
+)
+def test_facts_that_cannot_be_true(hub: Hub, pulled: Pull, home: Path, facts: dict[str, Any]) -> None:
+    repository = hub.add("eve/evil", {"config.json": b"{}", "model.safetensors": b"weights"})
+    told = repository.facts(repository.refs["main"]) | facts
+    hub.fail("GET /api/models/eve/evil", status=200, body=json.dumps(told).encode())
+    assert "'eve/evil' is described by cannot be read" in refused(pulled, home, "hf:eve/evil").message
+
+
+@pytest.mark.parametrize("name", [5, None, "m\ud800.gguf"])
+def test_names_that_are_no_text(hub: Hub, pulled: Pull, home: Path, tiny_gguf: Path, name: Any) -> None:
+    repository = hub.add("eve/evil", {"m.gguf": tiny_gguf.read_bytes()})
+    told = repository.facts(repository.refs["main"])
+    told["siblings"][0]["rfilename"] = name
+    hub.fail("GET /api/models/eve/evil", status=200, body=json.dumps(told).encode())
+    assert "the hub names a file" in refused(pulled, home, "hf:eve/evil").message
+
+
+def test_a_licence_that_is_no_text_is_shown_as_far_as_it_is(hub: Hub, pulled: Pull, tiny_gguf: Path) -> None:
+    hub.add("eve/odd", {"m.gguf": tiny_gguf.read_bytes()}, card={"license": "mit\ud800"})
+    assert Pack.read(pulled("hf:eve/odd").root).license == "mit?"
+
+
+@pytest.mark.parametrize("body", [b"[" * 200_000, b"null", b'{"id":' + b"1" * 5000 + b"}", b"<html>", b""])
+@pytest.mark.parametrize("status", [200, 404, 500])
+def test_bodies_that_make_no_sense(hub: Hub, pulled: Pull, home: Path, status: int, body: bytes) -> None:
+    hub.add("eve/evil", {"config.json": b"{}", "model.safetensors": b"weights"})
+    hub.fail("GET /api/models", status=status, body=body, times=99)
+    refused(pulled, home, "hf:eve/evil")
+    hub.faults.clear()
+    hub.fail("GET /cdn/", status=status + 1, body=body, times=99)
+    with pytest.raises(ZephyraError):
+        pulled("hf:eve/evil")
+
+
+def test_names_that_are_near_without_sense(hub: Hub, pulled: Pull, home: Path) -> None:
+    hub.fail("GET /api/models$", status=200, body=b'[{"id": null}, {"id": [1]}]', times=9)
+    assert "check the name" in (refused(pulled, home, "hf:eve/absent").hint or "")
+
+
+@pytest.mark.parametrize("after", ["\u00b2", "-5", "9" * 5000, "Wed, 21 Oct 2099 07:28:00 GMT"])
+def test_waits_that_are_no_numbers(hub: Hub, pulled: Pull, home: Path, after: str) -> None:
+    hub.add("eve/evil", {"config.json": b"{}", "model.safetensors": b"weights"})
+    hub.fail("GET /cdn/", status=429, headers={"Retry-After": after}, times=99)
+    with pytest.raises(ZephyraError, match="too many requests"):
+        pulled("hf:eve/evil")
 
 
 @pytest.mark.parametrize("size", [None, -1, 2**62, "9", 1.5])

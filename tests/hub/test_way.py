@@ -12,7 +12,7 @@ import pytest
 from tests.cli.process import Run
 from tests.hub.server import Hub, serve
 from zephyra_cli import download
-from zephyra_cli.hub import ATTEMPTS
+from zephyra_cli.patience import ATTEMPTS
 from zephyra_fusion.errors import ZephyraError
 
 Pull = Callable[..., Any]
