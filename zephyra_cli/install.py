@@ -19,13 +19,17 @@ from zephyra_cli.settings import DEFAULT_MODEL, home
 from zephyra_fusion.errors import ZephyraError
 
 RECEIPT = ".pulled.json"  # of a checkpoint or an adapter, what a manifest is to a pack: where it is from, and hashes
+OWN = (MANIFEST, RECEIPT)
 _LONGEST, _LONGEST_PATH = 200, 1000  # bytes of a name, and of a path
 _DEVICES = re.compile(r"(?i)(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?")
 
 
-def check_names(names: Iterable[str]) -> None:
-    """Names of a repository that may become paths here, on any system. ZephyraError names the first that may not."""
-    seen: dict[str, str] = {}
+def check_names(names: Iterable[str], own: Iterable[str] = OWN) -> None:
+    """Names of a repository that may become paths here, on any system, beside what is our `own`.
+
+    ZephyraError names the first that may not.
+    """
+    seen = {_folded(name): f"own {name}" for name in own}
     for name in names:
         safe_path(name)
         parts = PurePosixPath(name).parts
@@ -40,8 +44,11 @@ def check_names(names: Iterable[str]) -> None:
             path = "/".join(parts[:depth])
             kind = "file" if depth == len(parts) else "folder"
             other = seen.setdefault(_folded(path), f"{kind} {path}")
-            if other != f"{kind} {path}" or (kind == "file" and path in seen.values()):
-                raise ZephyraError(f"'{path}' and '{other.partition(' ')[2]}' are the same name on some file systems")
+            if other != f"{kind} {path}":
+                raise ZephyraError(
+                    f"'{path}' and '{other.partition(' ')[2]}' are the same name on some file systems",
+                    hint="zephyra writes that file itself" if other.startswith("own ") else None,
+                )
 
 
 def _folded(path: str) -> str:

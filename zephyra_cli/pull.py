@@ -74,7 +74,7 @@ class Job:
             self.progress(done, total, text or self.repository.name)
 
         files = list(files)
-        install.check_names(file.name for file in files)
+        install.check_names((file.name for file in files), () if quiet else install.OWN)
         for file in files if quiet else ():
             if file.size > _MOST_SMALL:
                 raise ZephyraError(f"'{file.name}' has {file.size / 1e6:.0f} MB, it is not what its name says")

@@ -63,7 +63,7 @@ def _checked(pack: Pack, reference: Reference) -> tuple[dict[str, Any], dict[str
     if wrong := store.verify(pack):
         raise ZephyraError(f"'{pack.name}' is damaged and was not pushed: {'; '.join(wrong)}")
     manifest = load_manifest(pack.root / MANIFEST)
-    install.check_names([*manifest["files"], MANIFEST, "README.md"])
+    install.check_names([*manifest["files"], "README.md"])
     source = manifest.pop("source", None)  # where it was pulled from; where it goes is another place
     papers = [name for name in PAPERS if name not in manifest["files"] and (pack.root / name).is_file()]
     texts = {name: pack.path(name).read_bytes() for name in papers}  # path(): no hash vouches for what a link leads to

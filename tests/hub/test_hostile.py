@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.cli.test_attacks import ADAPTERS, MANIFESTS, MODELS
+from tests.hub.repositories import sha256
 from tests.hub.server import Hub, files_of
 from zephyra_cli import download, pull
 from zephyra_cli import hub as hub_module
@@ -51,6 +52,19 @@ def test_packs(hub: Hub, pulled: Pull, home: Path, tiny_pack: Path, what: str) -
     written = json.dumps(manifest).replace('"BRACKETS"', "[" * 10**5 + "]" * 10**5)
     hub.add("eve/evil", files | {"zephyra.json": written.encode()})
     refused(pulled, home, "hf:eve/evil")
+    assert hub.sent("/cdn/") == 0
+
+
+@pytest.mark.parametrize("name", ["ZEPHYRA.JSON", "zephyra.json/x", "Zephyra.json/x", ".pulled.json", ".Pulled.json"])
+def test_a_file_in_the_place_of_what_zephyra_writes(
+    hub: Hub, pulled: Pull, home: Path, tiny_pack: Path, name: str
+) -> None:
+    files = files_of(tiny_pack)
+    manifest = json.loads(files["zephyra.json"])
+    manifest["files"][name] = {"sha256": sha256(b"hi"), "size": 2}
+    hub.add("eve/evil", files | {"zephyra.json": json.dumps(manifest).encode(), name: b"hi"})
+    error = refused(pulled, home, "hf:eve/evil")
+    assert "are the same name on some file systems" in error.message and "zephyra writes" in (error.hint or "")
     assert hub.sent("/cdn/") == 0
 
 

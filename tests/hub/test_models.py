@@ -214,7 +214,7 @@ def test_quantizations_by_name() -> None:
 def test_names_that_become_no_paths(names: list[str], message: str) -> None:
     with pytest.raises(ZephyraError, match=message):
         install.check_names(names)
-    install.check_names(["a/b", "a/c", "base.gguf", "adapters/\u00fc.gguf"])
+    install.check_names(["a/b", "a/c", "base.gguf", "file base.gguf", "adapters/\u00fc.gguf"])
 
 
 def test_references() -> None:
