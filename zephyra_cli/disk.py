@@ -13,6 +13,11 @@ from pathlib import Path
 from zephyra_fusion.errors import ZephyraError
 
 
+def amount(size: int) -> str:
+    """Bytes as a person reads them."""
+    return f"{size / 1e6:.2f} MB" if size < 1e9 else f"{size / 1e9:.2f} GB"
+
+
 def digest(path: Path, like: str) -> str:
     """A file's hash in the form of `like`: sha256, or git's ("git:…": sha1 over a header and the bytes)."""
     with path.open("rb") as file:

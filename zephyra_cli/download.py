@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from zephyra_cli.disk import Busy, copy, digest, link, lock, writable
+from zephyra_cli.disk import Busy, amount, copy, digest, link, lock, writable
 from zephyra_cli.hub import TIMEOUT_S, Reference, RemoteFile, Repository, check_status, explained
 from zephyra_cli.patience import Patience, patiently
 from zephyra_cli.settings import home
@@ -291,6 +291,6 @@ def _check_space(contents: Iterable[Content]) -> None:
     free = shutil.disk_usage(folder()).free
     if needed > free:
         raise ZephyraError(
-            f"{needed / 1e9:.2f} GB are to be fetched, '{folder()}' has {free / 1e9:.2f} GB of space left",
+            f"{amount(needed)} are to be fetched, '{folder()}' has {amount(free)} of space left",
             hint="free some, or move all models with ZEPHYRA_HOME; zephyra models clean drops unfinished downloads",
         )

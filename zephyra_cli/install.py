@@ -9,11 +9,13 @@ import shutil
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from zephyra_cli.disk import lock, writable
 from zephyra_cli.download import folder
+from zephyra_cli.manifest import check, shown, take
 from zephyra_cli.pack import MANIFEST, load_manifest, safe_path
 from zephyra_cli.settings import DEFAULT_MODEL, home
 from zephyra_fusion.errors import ZephyraError
@@ -93,19 +95,32 @@ def _ours(models: Path, name: str, source: Mapping[str, str]) -> bool:
 
 def source_of(root: Path) -> Mapping[str, Any]:
     """Where an installed folder came from: repository, commit, reference, file; empty where it was not pulled."""
-    source = receipt_of(root).get("source")
-    return source if isinstance(source, dict) else {}
+    with suppress(ZephyraError):  # what is damaged came from nowhere
+        return dict(receipt_of(root).get("source", {}))
+    return {}
 
 
 def receipt_of(root: Path) -> Mapping[str, Any]:
-    """The manifest of a pack, or the receipt of a pulled checkpoint or adapter; empty where there is none."""
-    for name in (MANIFEST, RECEIPT):
-        if (root / name).is_file():
-            try:
-                return load_manifest(root / name)
-            except ZephyraError:
-                return {}
-    return {}
+    """The manifest of a pack, or the receipt of a pulled checkpoint or adapter; empty where there is none.
+
+    Licence, source and files are of the kinds that we write. ZephyraError: it is damaged.
+    """
+    path = next((root / name for name in OWN if (root / name).is_file()), None)
+    if path is None:
+        return {}
+    record = load_manifest(path)
+    try:
+        take(record, "license", str, "", "")
+        for key, value in take(record, "source", dict, "", {}).items():
+            check(value, str, f"source.{key}")
+        for name, entry in take(record, "files", dict, "", {}).items():
+            where = f"files.{safe_path(name)}"
+            take(check(entry, dict, where), "sha256", str, f"{where}.")
+            if not 0 <= (size := take(entry, "size", int, f"{where}.")) < 2**63:
+                raise ZephyraError(f"{where}.size is {shown(size)}, no file has that size")
+    except ZephyraError as error:
+        raise ZephyraError(f"'{path}': {error.message}", hint=error.hint) from None
+    return record
 
 
 def install(root: Path, files: Mapping[str, Path], record: Mapping[str, Any], note: Callable[[str], None]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from zephyra_cli.disk import amount
 from zephyra_cli.hub import RemoteFile
 from zephyra_fusion.errors import ZephyraError, did_you_mean
 
@@ -141,4 +142,4 @@ def unknown(part: str, found: Iterable[Candidate]) -> ZephyraError:
 
 
 def _said(candidate: Candidate) -> str:
-    return f"{candidate.quantization or candidate.name} ({candidate.size / 1e9:.2f} GB)"
+    return f"{candidate.quantization or candidate.name} ({amount(candidate.size)})"

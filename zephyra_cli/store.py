@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -153,7 +154,10 @@ def came_from(root: Path, wanted: Reference) -> bool:
     source = source_of(root)
     if str(source.get("repository", "")).lower() != wanted.repository.lower():
         return False
-    asked = Reference.parse(str(source.get("reference") or f"hf:{wanted.repository}"))
+    try:
+        asked = Reference.parse(source.get("reference") or f"hf:{wanted.repository}")
+    except ZephyraError:
+        return False  # nobody can have pulled that
     base = receipt_of(root).get("base")
     file = str(source.get("file") or (base.get("file", "") if isinstance(base, dict) else ""))
     (model,) = candidates({file: RemoteFile(file, 0, "")}) or (None,)
@@ -165,12 +169,10 @@ def contents() -> dict[str, Path]:
     """All files of the installed models and adapters by their sha256, as their manifests say."""
     from zephyra_cli.install import receipt_of
 
-    found = {}
+    found: dict[str, Path] = {}
     for root in [model.root for model in (*_installed(), *adapters())]:
-        files = receipt_of(root).get("files")
-        for name, record in files.items() if isinstance(files, dict) else ():
-            if isinstance(record, dict) and isinstance(digest := record.get("sha256"), str):
-                found[digest] = root / name
+        with suppress(ZephyraError):  # what is damaged has nothing to share
+            found |= {record["sha256"]: root / name for name, record in receipt_of(root).get("files", {}).items()}
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,16 @@ def test_a_specialist_joins_from_the_hub(
     again = zephyra(*add, "hf:eve/music-gguf", "tunes")
     assert again.returncode == 0, again.stderr
     assert set(Pack.read(pack).routed) == {"shell", "sql", "music", "tunes"}
+
+
+def test_too_little_space_is_said_in_numbers_that_differ(
+    hub: Hub, pulled: Pull, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("ada/model", FILES)
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=200_000))
+    with pytest.raises(ZephyraError, match=r"0.30 MB are to be fetched, .* has 0.20 MB of space left"):
+        pulled("hf:ada/model")
 
 
 @pytest.mark.skipif(os.name == "nt" or not os.geteuid(), reason="root may write anywhere")

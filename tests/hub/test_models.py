@@ -230,6 +230,38 @@ def test_references() -> None:
         assert caught.value.hint == f"did you mean {meant}?"
 
 
+RECEIPTS = [
+    *({"license": value} for value in (5, None, {"a": 1})),
+    *({"source": value} for value in (5, None, [], {"repository": ["x"]}, {"repository": "a/b", "commit": None})),
+    *({"files": value} for value in ([], None, {"x": 5}, {"x": {}}, {"x": {"size": "x", "sha256": 3}})),
+    *({"files": {name: {"size": 1, "sha256": "00"}}} for name in ("../../etc/passwd", "/etc/passwd")),
+    {"files": {"x": {"size": 10**400, "sha256": "00"}}},
+    [],
+]
+
+
+def test_a_receipt_with_wrong_values_harms_its_own_model_alone(
+    hub: Hub, pulled: Pull, home: Path, zephyra: Run
+) -> None:
+    for number, receipt in enumerate(RECEIPTS):
+        root = home / "models" / f"odd{number}"
+        root.mkdir(parents=True)
+        (root / "config.json").write_text("{}")
+        (root / ".pulled.json").write_text(json.dumps(receipt))
+        with pytest.raises(ZephyraError, match=".pulled.json"):
+            install.receipt_of(root)
+    (root / ".pulled.json").write_text('{"source": {"repository": "ada/model", "reference": "made by hand"}}')
+    hub.add("ada/model", {"config.json": b"{}", "model.safetensors": (2).to_bytes(8, "little") + b"{}"})
+    whole = pulled("hf:ada/model")
+    assert store.find("hf:ada/model", offline=True).root == whole.root.parent
+    listed = zephyra("models", "--json")
+    assert [row["name"] for row in json.loads(listed.stdout)["models"] if not row["embedded"]] == ["model", root.name]
+    assert listed.stderr.count(b"warning: ") == len(RECEIPTS) - 1
+    for command in ("show", "verify"):
+        done = zephyra("models", command, "odd0")
+        assert done.returncode == 1 and b".pulled.json': license is 5, must be a text" in done.stderr, done.stderr
+
+
 def test_the_commands_over_what_is_here(hub: Hub, pulled: Pull, tiny_pack: Path, zephyra: Run) -> None:
     files = files_of(tiny_pack)
     for name in ("ada/one", "ada/two"):
