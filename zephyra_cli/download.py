@@ -235,7 +235,7 @@ def _first(response: Any, file: RemoteFile, start: int) -> int:
     if response.status_code == 200:
         return 0
     if response.status_code != 206:
-        raise RemoteProtocolError(f"'{file.name}' is answered with status {response.status_code} and no bytes")
+        raise RemoteProtocolError(f"'{file.name}' is answered with status {response.status_code}, not with bytes")
     told = response.headers.get("Content-Range", "")
     match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", told)
     if match is None or match[1] != str(start) or match[2] not in ("*", str(file.size)):

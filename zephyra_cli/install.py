@@ -73,9 +73,10 @@ def place(kind: str, wanted: str | None, named: str, source: Mapping[str, str]) 
         return models / wanted
     short = [_as_name(PurePosixPath(named).name), _as_name(named)]
     names = dict.fromkeys([*short, *(f"{source['repository'].split('/')[0]}--{name}" for name in short)])
-    for name in names:
-        if name != DEFAULT_MODEL and not _DEVICES.fullmatch(name) and _ours(models, name, source):
-            return models / name
+    able = [name for name in names if name != DEFAULT_MODEL and not _DEVICES.fullmatch(name)]
+    free = [models / name for name in able if _ours(models, name, source)]
+    if free:
+        return min(free, key=lambda path: not path.exists())  # where it lies already, if anywhere
     raise ZephyraError(
         f"{' and '.join(map(repr, names))} are names of other models",
         hint=f"zephyra pull {source['reference']} --name NAME",

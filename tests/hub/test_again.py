@@ -58,6 +58,7 @@ def test_files_of_one_name_in_two_folders_are_two_models(
     del old["source"]["file"]
     receipt.write_text(json.dumps(old))
     store.remove("model")
+    assert pulled("hf:ada/dirs:Q8_0/model.gguf").root == second.root
     assert pulled("hf:ada/dirs:Q8_0/model.gguf", name="Q8_0-model").before == second.commit
     done = zephyra("generate", "-m", "hf:ada/dirs:Q8_0/model.gguf", "--offline", "-n", "1", "hello")
     assert done.returncode == 0, done.stderr
