@@ -67,7 +67,11 @@ def _checked(pack: Pack, reference: Reference) -> tuple[dict[str, Any], dict[str
     source = manifest.pop("source", None)  # where it was pulled from; where it goes is another place
     papers = [name for name in PAPERS if name not in manifest["files"] and (pack.root / name).is_file()]
     texts = {name: pack.path(name).read_bytes() for name in papers}  # path(): no hash vouches for what a link leads to
-    if "README.md" not in manifest["files"] and MARK.encode() in texts.get("README.md", MARK.encode()):
+    try:
+        card = (pack.root / "README.md").read_text(encoding="utf-8") if (pack.root / "README.md").is_file() else MARK
+    except UnicodeDecodeError:  # huggingface-hub reads its head
+        raise ZephyraError("README.md is not UTF-8, and the hub takes no other card", hint="save it as UTF-8") from None
+    if "README.md" not in manifest["files"] and MARK in card:
         texts["README.md"] = model_card(pack, manifest | {"source": source}, reference.repository).encode()
     texts[MANIFEST] = (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()
     return manifest, texts
@@ -95,7 +99,5 @@ def _commit(api: Any, reference: Reference, operations: list[Any], message: str)
         return api.create_commit(
             reference.repository, operations, commit_message=message, revision=reference.revision or "main"
         )
-    except UnicodeDecodeError:  # huggingface-hub reads the card's head
-        raise ZephyraError("README.md is not UTF-8, and the hub takes no other card", hint="save it as UTF-8") from None
     except RuntimeError as error:  # huggingface-hub wraps what happened to one file
         raise (error.__cause__ or error) from None

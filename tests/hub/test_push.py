@@ -96,7 +96,8 @@ def test_papers_go_as_they_are(logged_in: Hub, change_pack: Callable[..., Path])
     assert logged_in.repositories["ada/tiny"].commits[done.commit]["LICENSE"] == latin
     (root / "README.md").write_bytes(latin)
     with pytest.raises(ZephyraError, match="README.md is not UTF-8"):
-        pushed(root, "hf:ada/tiny")
+        pushed(root, "hf:ada/other")
+    assert "ada/other" not in logged_in.repositories
 
 
 def test_a_second_push_sends_what_changed_and_removes_what_is_gone(
