@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zephyra_converters.dtypes import to_float32
+from zephyra_converters.dtypes import converted, to_float32
 from zephyra_fusion.config import FusionConfig
 
 if TYPE_CHECKING:
@@ -57,6 +57,19 @@ class LazyTensor:
         """(first row, rows as stored), block after block."""
         for begin, end in self.spans():
             yield begin, self.rows(begin, end)
+
+    def equals(self, other: LazyTensor) -> bool:
+        """Whether `other` holds these values, rounded where its type is narrower; read up to the first difference."""
+        import numpy as np
+
+        common = other.dtype if other.dtype in ("F16", "BF16") else "F32"
+
+        def words(tensor: LazyTensor, span: tuple[int, int]) -> np.ndarray:
+            return converted(tensor.rows(*span), tensor.dtype, common, tensor.name)
+
+        return self.shape == other.shape and all(
+            np.array_equal(words(self, span), words(other, span)) for span in self.spans()
+        )
 
     def named(self, name: str) -> LazyTensor:
         return replace(self, name=name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from zephyra_converters.checkpoint import Checkpoint, LazyTensor, TokenizerFiles
@@ -21,7 +22,10 @@ _BUFFERS = ("rotary_emb.inv_freq", "masked_bias")
 
 
 def read_hf(folder: Path) -> Checkpoint:
-    """The checkpoint in a folder; only configs and headers are read. Every mismatch of names and shapes is an error."""
+    """The checkpoint in a folder; only configs and headers are read, and a head that should be the embedding's.
+
+    Every mismatch of names and shapes is an error.
+    """
     if not folder.is_dir():
         raise ZephyraError(
             f"{folder} is not a folder", hint="a checkpoint folder has config.json and model.safetensors"
@@ -29,9 +33,8 @@ def read_hf(folder: Path) -> Checkpoint:
     config = _read_config(folder)
     tensors = {name: t for name, t in _read_weights(folder).items() if not name.endswith(_BUFFERS)}
     tensors = {(new := common_name(name)): tensor.named(new) for name, tensor in tensors.items()}
+    config = _with_stored_head(config, tensors)
     shapes = expected_shapes(config)
-    if config.tie_word_embeddings:
-        tensors.pop("lm_head.weight", None)
     check_names(tensors, shapes, str(folder))
     wrong = [
         f"'{name}' is {list(tensors[name].shape)}, config.json says {list(shape)}"
@@ -63,6 +66,20 @@ def _read_config(folder: Path) -> FusionConfig:
             if (values.get(key) or 0) > MOST_PARTS:
                 raise ZephyraError(f"{folder / 'config.json'}: {key} is {values[key]}, more than {MOST_PARTS}")
         return _with_generation_ids(config_json.from_json(values), folder)
+
+
+def _with_stored_head(config: FusionConfig, tensors: dict[str, LazyTensor]) -> FusionConfig:
+    """Whether a tied checkpoint means what it says: a stored head of its own counts, as it does in transformers.
+
+    One that only repeats the embedding leaves `tensors`.
+    """
+    head, table = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
+    if not config.tie_word_embeddings or head is None or table is None:
+        return config
+    if not table.equals(head):
+        return replace(config, tie_word_embeddings=False)
+    del tensors["lm_head.weight"]
+    return config
 
 
 def expected_shapes(config: FusionConfig) -> dict[str, tuple[int, ...]]:

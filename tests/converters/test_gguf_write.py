@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 
 from tests.converters.conftest import FAMILIES
+from zephyra_converters.checkpoint import LazyTensor
 from zephyra_converters.decoder_reference import reference_logits
 from zephyra_converters.gguf_read import read_gguf
 from zephyra_converters.gguf_write import plan_gguf, write_gguf
 from zephyra_converters.hf import read_hf
 from zephyra_converters.loaded import LoadedGGUF
+from zephyra_converters.safetensors_file import write_safetensors
 from zephyra_converters.tokenizer_parity import check_tokenizer
 
 
@@ -42,6 +45,29 @@ def test_f32_gguf_has_transformers_logits(
             assert np.abs(ours - theirs).max() <= 1e-4
             assert np.abs(gguf.logits(ids) - theirs).max() <= 1e-3
             assert theirs.std() > 0.3  # else the bound above says nothing
+
+
+def test_a_head_that_a_tied_checkpoint_stores_counts_where_it_differs(
+    checkpoint_folder: Callable[[str], Path], token_ids: list[list[int]], tmp_path: Path
+) -> None:
+    """As in transformers: a copy of the embedding is the embedding, another table is the model's head."""
+    transformers = pytest.importorskip("transformers")
+    tensors = read_hf(checkpoint_folder("qwen3")).tensors
+    table = tensors["model.embed_tokens.weight"].read()
+    for head, tied in ((table, True), (table[::-1].copy(), False)):
+        folder = tmp_path / f"tied-{tied}"
+        shutil.copytree(checkpoint_folder("qwen3"), folder)
+        both = [*tensors.values(), LazyTensor.holding("lm_head.weight", head)]
+        write_safetensors(folder / "model.safetensors", both, "F32")
+        checkpoint = read_hf(folder)
+        assert checkpoint.config.tie_word_embeddings == tied == ("lm_head.weight" not in checkpoint.tensors)
+        write_gguf(plan_gguf(checkpoint), tmp_path / "base.gguf", "F32")
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder).float().eval()
+        (ours,) = reference_logits(checkpoint.config, checkpoint.tensors, token_ids[1:2])
+        with LoadedGGUF(tmp_path / "base.gguf", 64) as gguf:
+            theirs = oracle_logits(model, token_ids[1])
+            assert np.abs(ours - theirs).max() <= 1e-4
+            assert np.abs(gguf.logits(token_ids[1]) - theirs).max() <= 1e-3
 
 
 def test_vocabulary_reads_as_tokenizers_does(checkpoint_folder: Callable[[str], Path], tmp_path: Path) -> None:

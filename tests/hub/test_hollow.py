@@ -12,7 +12,8 @@ import pytest
 from tests.hub.server import Hub
 from zephyra_cli.hollow import hollow_folder
 from zephyra_converters.checkpoint import Checkpoint, LazyTensor, TokenizerFiles
-from zephyra_converters.hf import expected_shapes, write_hf
+from zephyra_converters.hf import expected_shapes, read_hf, write_hf
+from zephyra_converters.safetensors_file import write_safetensors
 from zephyra_fusion.config import FusionConfig
 from zephyra_fusion.errors import ZephyraError
 
@@ -50,6 +51,17 @@ def test_the_report_is_the_folders_own(hub: Hub, folder: Path, zephyra: Callable
     assert there["sizes"]["Q4_K_M"]["bytes"] < there["sizes"]["F16"]["bytes"] / 3
     size = (folder / "model.safetensors").stat().st_size
     assert size > 4 * 2**20 and hub.sent(r"safetensors|\.bin|/cdn") < 1.3 * 2**20
+
+
+def test_a_repeated_head_is_not_compared_from_afar(hub: Hub, folder: Path) -> None:
+    """The part of a table that came along with the header would differ from the hole that the other one is."""
+    tensors = read_hf(folder).tensors
+    table = tensors["model.embed_tokens.weight"].read()
+    both = [*tensors.values(), LazyTensor.holding("lm_head.weight", table)]
+    write_safetensors(folder / "model.safetensors", both, "F32")
+    put(hub, folder)
+    with hollow_folder("hf:someone/large") as place:
+        assert read_hf(place).config.tie_word_embeddings
 
 
 def test_what_cannot_be_looked_at_is_refused(hub: Hub, folder: Path, zephyra: Callable[..., Any]) -> None:
