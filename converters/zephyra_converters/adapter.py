@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zephyra_converters.checkpoint import Checkpoint, LazyTensor
+from zephyra_converters.dtypes import FLOATS
 from zephyra_converters.hf import expected_shapes
 from zephyra_fusion.config import FusionConfig
 from zephyra_fusion.errors import ZephyraError
@@ -48,6 +49,7 @@ class Adapter:
     name: str
     base: str = ""  # what the file says it was trained on
     base_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of the base's tensors that it speaks of
+    base_tables: Mapping[str, LazyTensor] = field(default_factory=dict)  # the base's own, as it was trained on them
     license: str | None = None
     base_fingerprint: str = ""  # of a GGUF adapter that knows its base (`fingerprint`)
 
@@ -96,13 +98,35 @@ def check_belongs(adapter: Adapter, config: FusionConfig) -> None:
         )
 
 
+def check_tables(adapter: Adapter, base: Checkpoint) -> None:
+    """Tables of the base that came with the adapter are those of this base, as far as its own are not quantized."""
+    wrong = []
+    for name, table in adapter.base_tables.items():
+        own = base.tensors.get(name)
+        if own is not None and own.dtype in FLOATS and not own.equals(table):
+            wrong.append(name)
+    if wrong:
+        raise ZephyraError(
+            f"the adapter {adapter.path} brings its own {', '.join(wrong)}, with other values than {base.path} has",
+            hint="it belongs to another base, or trained the whole table: merge it into its base with PEFT "
+            "(merge_and_unload) and convert the merged checkpoint",
+        )
+
+
 def doubts(adapter: Adapter, base: Checkpoint) -> list[str]:
     """What nothing in the adapter proves: that this base is the one it was trained on. Empty where its name says so."""
     said = adapter.base.rstrip("/")
+    known = {name for name, tensor in base.tensors.items() if tensor.dtype in FLOATS}
+    found = [
+        f"the adapter {adapter.path} brings its own {name}, and {base.path} has none that it can be compared with: "
+        "the converted adapter works on the base's"
+        for name in adapter.base_tables.keys() - known
+    ]
     if adapter.base_fingerprint or said and Path(said).name in (base.name, base.path.resolve().name):
-        return []
+        return found
     named = f"names '{said}' as its base" if said else "names no base"
     return [
+        *found,
         f"the adapter {adapter.path} {named}, and nothing in it proves that {base.path} is that; to check: with "
-        "--verify-text and a text of what it was trained for, its perplexity must be below the base's"
+        "--verify-text and a text of what it was trained for, its perplexity must be below the base's",
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from zephyra_converters.activations import compute_importance
-from zephyra_converters.adapter import Adapter, check_belongs
+from zephyra_converters.adapter import Adapter, check_belongs, check_tables
 from zephyra_converters.architecture import arch_for
 from zephyra_converters.checkpoint import Checkpoint
 from zephyra_converters.fingerprint import check_base, fingerprint
@@ -103,6 +103,7 @@ def make_adapter(
     check_belongs(adapter, config)
     known = {FINGERPRINT: fingerprint(checkpoint)} if checkpoint.tensors else {}
     if known:
+        check_tables(adapter, checkpoint)
         check_base(adapter.base_fingerprint, checkpoint, f"the adapter {adapter.path}")
     more = known | (proof.placeholders(adapter=True) if proof else {})
     counts = write_lora_gguf(adapter, config, place, kind, more)

@@ -59,17 +59,18 @@ def _adapter(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Lazy
             hint=_NO_WEIGHTS if config.get("peft_type") in _PROMPTS else merge,
         )
     sides: dict[str, dict[str, LazyTensor]] = {}
-    copies: dict[str, tuple[int, ...]] = {}
+    tables: dict[str, LazyTensor] = {}
     for name, tensor in tensors.items():
         if match := _KEY.fullmatch(name) or _EMBEDDING.fullmatch(name):
             sides.setdefault(match["module"], {})[match["side"]] = tensor
         elif match := _COPY.fullmatch(name):
-            copies[match["module"] + ".weight"] = tensor.shape
+            tables[match["module"] + ".weight"] = tensor
     if broken := sorted(module for module, pair in sides.items() if len(pair) != 2):
         raise ZephyraError(f"the adapter {folder} lacks lora_A or lora_B of: {', '.join(broken[:6])}")
     if not sides:
         raise ZephyraError(f"the adapter {folder} has no tensors")
     pairs: dict[str, LoraPair] = {}
+    shapes = {name: table.shape for name, table in tables.items()}
     targets = config.get("target_parameters") or []
     for module, both in sorted(sides.items()):
         parameter = parameter_of(module, sides, targets)
@@ -78,7 +79,7 @@ def _adapter(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Lazy
         pair = LoraPair(both["A"], both["B"], _scale(config, key))
         if parameter is not None:
             pairs |= experts_apart(parameter, pair, wanted)
-            copies |= gate_shape(parameter, pair, wanted)
+            shapes |= gate_shape(parameter, pair, wanted)
             continue
         if len(pair.a.shape) != 2 or len(pair.b.shape) != 2 or not pair.a.shape[0] == pair.b.shape[1] == wanted:
             raise ZephyraError(
@@ -88,7 +89,8 @@ def _adapter(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Lazy
         pairs[common_name(module + ".weight").removesuffix(".weight")] = pair
     return Adapter(
         pairs=pairs,
-        base_shapes=copies,
+        base_shapes=shapes,
+        base_tables=tables,
         path=folder,
         name=folder.resolve().name,
         base=str(config.get("base_model_name_or_path") or ""),

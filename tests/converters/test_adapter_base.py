@@ -12,6 +12,7 @@ from tests.converters.conftest import edited
 from zephyra_converters.convert import Options, convert
 from zephyra_converters.gguf_check import check_gguf
 from zephyra_converters.gguf_header import read_header
+from zephyra_converters.safetensors_file import read_safetensors, write_safetensors
 from zephyra_fusion.errors import ZephyraError
 
 
@@ -38,6 +39,32 @@ def test_a_converted_adapter_knows_its_base(
     convert(tmp_path / "other", tmp_path / "other.gguf", Options(quantization="Q8_0", verify=False))
     with pytest.raises(ZephyraError, match="trained on another base"):
         check_gguf(tmp_path / "a.gguf", base=read_header(tmp_path / "other.gguf"))
+
+
+def test_a_table_that_comes_with_an_adapter_is_compared(
+    adapted: Callable[[str], tuple[Any, Path, Path]], tmp_path: Path
+) -> None:
+    """PEFT saves the base's embedding beside an adapter of it: another one would be lost without a word."""
+    _, folder, base = adapted("embedding")
+    name = "base_model.model.model.embed_tokens.base_layer.weight"
+    table = read_safetensors(folder / "adapter_model.safetensors")[name].read()
+    options = Options(base=base, verify=False)
+    assert convert(folder, tmp_path / "a.gguf", options).warnings == ()
+    half = edited(folder, tmp_path / "half")
+    kept = read_safetensors(folder / "adapter_model.safetensors")
+    for dtype in ("BF16", "F16"):  # as it was loaded for training
+        write_safetensors(tmp_path / "rounded", kept.values(), dtype)
+        (tmp_path / "rounded").replace(half / "adapter_model.safetensors")
+        assert convert(half, tmp_path / f"{dtype}.gguf", options).warnings == ()
+    trained = edited(folder, tmp_path / "trained", {name: table * 1.001})
+    with pytest.raises(ZephyraError, match="brings its own model.embed_tokens.weight, with other values"):
+        convert(trained, tmp_path / "b.gguf", options)
+    convert(base, tmp_path / "q8.gguf", Options(quantization="Q8_0", verify=False))
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "config.json").write_bytes((base / "config.json").read_bytes())
+    for number, unseen in enumerate((tmp_path / "q8.gguf", tmp_path / "config")):
+        warnings = convert(trained, tmp_path / f"{number}.gguf", Options(base=unseen, verify=False)).warnings
+        assert any("brings its own model.embed_tokens.weight" in warning for warning in warnings)
 
 
 def test_a_base_that_cannot_be_verified_is_warned_about(
