@@ -10,7 +10,7 @@ from zephyra_converters.checkpoint import Checkpoint, LazyTensor, TokenizerFiles
 from zephyra_converters.json_file import read_json, well_formed, write_json
 from zephyra_converters.names import check_names, common_name, dialect_name
 from zephyra_converters.safetensors_file import read_safetensors, write_safetensors
-from zephyra_converters.sentencepiece_vocab import parse_model, tokenizer_json
+from zephyra_converters.sentencepiece_vocab import LLAMA_DEFAULTS, parse_model, tokenizer_json
 from zephyra_fusion import config_json
 from zephyra_fusion.config import FusionConfig
 from zephyra_fusion.errors import ZephyraError
@@ -151,7 +151,8 @@ def _tokenizer_files(folder: Path) -> TokenizerFiles:
         tokenizer = read_json(folder / "tokenizer.json")
     else:
         assert model is not None
-        tokenizer = tokenizer_json(parse_model(model))
+        config = LLAMA_DEFAULTS | config
+        tokenizer = tokenizer_json(parse_model(model), config)
     return TokenizerFiles(tokenizer=tokenizer, config=config, chat_template=template, sentencepiece=model)
 
 

@@ -13,12 +13,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from zephyra_converters.checkpoint import TokenizerFiles
+from zephyra_converters.token_template import template
 from zephyra_fusion.errors import ZephyraError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # ggml's types are SentencePiece's
 SPACE = "\u2581"
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _ADDED_SCORE, _PAD_SCORE = -1000.0, -10000.0
+# transformers' LlamaTokenizer, where tokenizer_config.json is silent
+LLAMA_DEFAULTS = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True, "add_eos_token": False}
 _BPE = 2  # TrainerSpec.ModelType
 
 
@@ -164,10 +168,18 @@ def prefix_after_controls(tokenizer: Mapping[str, Any]) -> bool:
     return not (step.get("type") == "Metaspace" and step.get("prepend_scheme") == "first")
 
 
-def tokenizer_json(pieces: Pieces) -> dict[str, Any]:
-    """A tokenizer.json that tokenizes as these pieces do, in the form that transformers gives Llama 2's."""
+def tokenizer_json(pieces: Pieces, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A tokenizer.json that tokenizes as these pieces do, in the form that transformers gives Llama 2's.
+
+    `config`: tokenizer_config.json's, which says what goes before and after a text.
+    """
     vocab = {token: number for number, token in enumerate(pieces.tokens) if pieces.types[number] != UNUSED}
     unknown = next((token for token, kind in zip(pieces.tokens, pieces.types, strict=True) if kind == UNKNOWN), None)
+    files = TokenizerFiles(tokenizer={}, config=config or {})
+    before, after = (
+        {token: vocab[token]} if files.config.get(f"add_{key}") and (token := files.special_token(key)) in vocab else {}
+        for key in ("bos_token", "eos_token")
+    )
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     special = [n for n, kind in enumerate(pieces.types) if kind in (UNKNOWN, CONTROL, USER_DEFINED)]
     normalizers: list[dict[str, Any]] = [{"type": "Prepend", "prepend": SPACE}] if pieces.space_prefix else []
@@ -188,7 +200,7 @@ def tokenizer_json(pieces: Pieces) -> dict[str, Any]:
         ],
         "normalizer": {"type": "Sequence", "normalizers": normalizers},
         "pre_tokenizer": None,
-        "post_processor": None,
+        "post_processor": template(before, after),
         "decoder": {"type": "Sequence", "decoders": decoders},
         "model": {
             "type": "BPE",

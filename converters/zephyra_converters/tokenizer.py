@@ -13,6 +13,7 @@ from typing import Any
 
 from zephyra_converters.checkpoint import TokenizerFiles
 from zephyra_converters.sentencepiece_vocab import is_sentencepiece, pieces_of, prefix_after_controls
+from zephyra_converters.token_template import adds_tokens
 from zephyra_fusion.config import FusionConfig
 from zephyra_fusion.errors import ZephyraError
 
@@ -90,7 +91,7 @@ def vocabulary_of(files: TokenizerFiles, config: FusionConfig) -> Vocabulary:
         raise ZephyraError(f"the tokenizer has a normalizer '{normalizer}', llama.cpp's byte-level BPE has none")
     added = tokenizer.get("added_tokens") or []
     tokens, types = _entries(model["vocab"], added, config.vocab_size)
-    add_bos, add_eos = _added_by_template(tokenizer, {entry["content"]: entry["id"] for entry in added})
+    add_bos, add_eos = adds_tokens(tokenizer, files.config)
     return Vocabulary(
         pre=recognise_pre_tokenizer(tokenizer.get("pre_tokenizer"), bool(model.get("ignore_merges"))),
         tokens=tokens,
@@ -110,8 +111,7 @@ def _sentencepiece(files: TokenizerFiles, config: FusionConfig) -> Vocabulary:
     pieces = pieces_of(tokenizer, files.config, files.sentencepiece, config.vocab_size)
     if not prefix_after_controls(tokenizer):
         warnings.append("after a control token llama.cpp puts a space before the text, this tokenizer does not")
-    ids = {entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens") or []}
-    add_bos, add_eos = _added_by_template(tokenizer, ids)
+    add_bos, add_eos = adds_tokens(tokenizer, files.config)
     return Vocabulary(
         model="llama",
         pre="default",
@@ -220,16 +220,3 @@ def _special_ids(
         listed = ", ".join(f"{name} {n}" for name, n in wrong.items())
         raise ZephyraError(f"special ids outside the vocabulary of {len(tokens)}: {listed}")
     return ids
-
-
-def _added_by_template(tokenizer: Mapping[str, Any], ids: Mapping[str, int]) -> tuple[bool, bool]:
-    """Whether encoding a text puts a token before it and one after it (the post-processor's template)."""
-    post = tokenizer.get("post_processor") or {}
-    for step in post.get("processors", [post]):
-        if step.get("type") == "TemplateProcessing":
-            single = step.get("single") or []
-            text = next((n for n, piece in enumerate(single) if "Sequence" in piece), 0)
-            return text > 0, text + 1 < len(single)
-        if step.get("type") not in (None, "ByteLevel"):
-            raise ZephyraError(f"the tokenizer's post_processor '{step.get('type')}' has no counterpart in llama.cpp")
-    return False, False

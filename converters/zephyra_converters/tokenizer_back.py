@@ -8,10 +8,9 @@ from typing import Any
 from zephyra_converters.checkpoint import TokenizerFiles
 from zephyra_converters.sentencepiece_vocab import Pieces
 from zephyra_converters.sentencepiece_vocab import tokenizer_json as sentencepiece_json
+from zephyra_converters.token_template import template
 from zephyra_converters.tokenizer import CONTROL, NORMAL, PRE_TOKENIZERS, UNUSED, USER_DEFINED
 from zephyra_fusion.errors import ZephyraError
-
-_TEXT: dict[str, Any] = {"Sequence": {"id": "A", "type_id": 0}}
 
 
 def tokenizer_files_of(metadata: Mapping[str, Any]) -> TokenizerFiles:
@@ -74,17 +73,11 @@ def _with_specials(
     """
     tokens = keys["tokens"]
     add_bos, add_eos = bool(keys.get("add_bos_token", first_is_default)), bool(keys.get("add_eos_token", False))
-    single = [_TEXT]
-    around: dict[str, Any] = {}
-    for wanted, key, place in ((add_bos, "bos", 0), (add_eos, "eos", 2)):
-        if wanted and (number := keys.get(f"{key}_token_id")) is not None:
-            single.insert(place, {"SpecialToken": {"id": tokens[number], "type_id": 0}})
-            around[tokens[number]] = {"id": tokens[number], "ids": [number], "tokens": [tokens[number]]}
-    if around:
-        second = [{kind: {**value, "type_id": 1} for kind, value in piece.items()} for piece in single]
-        second[single.index(_TEXT)] = {"Sequence": {"id": "B", "type_id": 1}}
-        template = {"type": "TemplateProcessing", "single": single, "pair": [*single, *second]}
-        tokenizer["post_processor"] = {**template, "special_tokens": around}
+    before, after = (
+        {tokens[number]: number} if wanted and (number := keys.get(f"{key}_token_id")) is not None else {}
+        for wanted, key in ((add_bos, "bos"), (add_eos, "eos"))
+    )
+    tokenizer["post_processor"] = template(before, after)
     names = {"eos_token": "eos", "bos_token": "bos", "pad_token": "padding"}
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -14,6 +14,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from zephyra_converters.checkpoint import Checkpoint, LazyTensor, TokenizerFiles
+from zephyra_converters.gguf_header import read_header
 from zephyra_converters.gguf_read import read_gguf
 from zephyra_converters.gguf_write import plan_gguf, write_gguf
 from zephyra_converters.hf import expected_shapes
@@ -105,6 +106,36 @@ def test_a_model_file_alone_is_enough(tmp_path: Path) -> None:
     assert files is not None and parse_model(files.sentencepiece or b"") == pieces
     ids = Tokenizer.from_str(json.dumps(files.tokenizer)).encode("the heart", add_special_tokens=False).tokens
     assert ids[0].startswith(SPACE)
+
+
+@pytest.mark.parametrize(
+    ("config", "added"),
+    [
+        (None, (True, False)),  # llama.cpp's own default for SentencePiece, and LlamaTokenizer's
+        ({"bos_token": "<s>", "eos_token": "</s>"}, (True, False)),
+        ({"bos_token": {"content": "<s>"}, "add_bos_token": True, "add_eos_token": True}, (True, True)),
+        ({"add_bos_token": False, "add_eos_token": False}, (False, False)),
+    ],
+)
+def test_a_model_file_alone_adds_what_its_config_says(
+    config: dict[str, Any] | None, added: tuple[bool, bool], tmp_path: Path
+) -> None:
+    from zephyra_converters.hf import read_tokenizer_files
+
+    pieces = small_pieces()
+    (tmp_path / "tokenizer.model").write_bytes(model_bytes(pieces))
+    if config is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    files = read_tokenizer_files(tmp_path)
+    assert files is not None
+    write_gguf(plan_gguf(checkpoint(files, len(pieces.tokens))), tmp_path / "a.gguf", "F32")
+    ids = Tokenizer.from_str(json.dumps(files.tokenizer)).encode("the heart").ids
+    with LoadedGGUF(tmp_path / "a.gguf", 32) as loaded:
+        assert loaded.tokenize("the heart", False) == ids[added[0] : len(ids) - added[1]]
+    assert (ids[0] == 1, ids[-1] == 2) == added
+    metadata = read_header(tmp_path / "a.gguf").metadata
+    assert (metadata["tokenizer.ggml.add_bos_token"], metadata["tokenizer.ggml.add_eos_token"]) == added
+    assert (metadata["tokenizer.ggml.bos_token_id"], metadata["tokenizer.ggml.eos_token_id"]) == (1, 2)
 
 
 def test_the_first_token_survives_the_way_back(tmp_path: Path) -> None:

@@ -168,6 +168,15 @@ def test_a_template_that_adds_bos_is_kept() -> None:
     assert vocabulary.add_bos and not vocabulary.add_eos and vocabulary.pre == "llama-bpe"
 
 
+@pytest.mark.parametrize(("processor", "adds"), [(None, True), ({"type": "ByteLevel"}, False)])
+def test_without_a_template_the_config_says_what_is_added(processor: dict[str, Any] | None, adds: bool) -> None:
+    """As in llama.cpp: a post-processor that only trims offsets adds nothing, one that is not there leaves it open."""
+    tokenizer = edit(trained("qwen2"), "post_processor", processor)
+    config = {"eos_token": END, "bos_token": "<|endoftext|>", "add_bos_token": True}
+    vocabulary = vocabulary_of(TokenizerFiles(tokenizer=tokenizer, config=config), config_for(tokenizer))
+    assert (vocabulary.add_bos, vocabulary.add_eos) == (adds, False)
+
+
 def test_rows_without_a_token_are_filled(checkpoint_folder: Callable[[str], Path]) -> None:
     checkpoint = read_hf(checkpoint_folder("qwen3"))
     assert checkpoint.tokenizer is not None
