@@ -28,10 +28,13 @@ DIALECTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 SILENT: Mapping[str, Mapping[str, Any]] = {
     "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
     "mixtral": {"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1e6},
-    "qwen2": {"num_key_value_heads": 32},
-    "qwen3": {"num_key_value_heads": 32, "head_dim": 128},
-    "qwen3_moe": {"num_key_value_heads": 4, "norm_topk_prob": False, "moe_intermediate_size": 768},
-}
+    "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096},
+    "qwen3": {"num_key_value_heads": 32, "head_dim": 128, "sliding_window": 4096},
+    "qwen3_moe": {
+        "num_key_value_heads": 4, "norm_topk_prob": False, "moe_intermediate_size": 768, "sliding_window": 4096,
+    },
+}  # fmt: skip
+_MAX_WINDOW_LAYERS = 28  # of Qwen 2 and 3: layers from this one on have windows
 
 # Keys that mean the same everywhere.
 SHARED = (
@@ -51,7 +54,15 @@ IGNORED = frozenset(
         "is_encoder_decoder id2label label2id problem_type add_cross_attention cross_attention_hidden_size is_decoder "
         "tie_encoder_decoder task_specific_params finetuning_task torchscript use_bfloat16 pruned_heads "
         "tokenizer_class prefix bad_words_ids sep_token_id decoder_start_token_id is_llama_config rope_interleaved "
-        "transformers.js_config layers_block_type"
+        "transformers.js_config layers_block_type max_sequence_length trust_remote_code gradient_checkpointing "
+        "attn_implementation _attn_implementation _attn_implementation_autoset _flash_attn_2_enabled unsloth_fixed "
+        "keys_to_ignore_at_inference "
+        # what transformers 4 put down of generation
+        "max_length min_length max_new_tokens do_sample early_stopping num_beams num_beam_groups diversity_penalty "
+        "temperature top_k top_p min_p typical_p repetition_penalty length_penalty no_repeat_ngram_size "
+        "encoder_no_repeat_ngram_size num_return_sequences output_scores return_dict_in_generate forced_bos_token_id "
+        "forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens "
+        "begin_suppress_tokens"
     ).split()
 )
 
@@ -63,7 +74,9 @@ def from_json(values: Mapping[str, Any]) -> FusionConfig:
         return FusionConfig.from_dict({k: v for k, v in values.items() if k not in ("model_type", "architectures")})
     if not isinstance(kind, str) or kind not in DIALECTS:
         raise ZephyraError(f"model_type '{kind}' is not supported", hint=did_you_mean(str(kind), [*DIALECTS, NATIVE]))
-    unknown = sorted(set(values) - set(SHARED) - IGNORED)
+    # What is off, absent or empty asks for nothing, whatever its name.
+    asked = {key for key, value in values.items() if value is not False and value not in (None, "", [], {})}
+    unknown = sorted(asked - set(SHARED) - IGNORED)
     if unknown:
         raise ZephyraError(f"config.json of a '{kind}' has keys that are not understood: {', '.join(unknown)}")
     if values.get("quantization_config"):
@@ -74,11 +87,9 @@ def from_json(values: Mapping[str, Any]) -> FusionConfig:
     rope = dict(_table(values, "rope_parameters"))
     if "rope_theta" in rope:
         ours["rope_theta"] = rope.pop("rope_theta")
-    if rope and rope.get("rope_type", "default") != "default":
-        ours["rope_scaling"] = rope
-    scaling = _table(ours, "rope_scaling")
-    if scaling and scaling.get("rope_type", scaling.get("type", "default")) == "default":
-        del ours["rope_scaling"]
+    old, new = _spelled_out(_table(ours, "rope_scaling")), _spelled_out(rope)
+    scaling = old if new["rope_type"] == "default" else new
+    ours["rope_scaling"] = None if scaling["rope_type"] == "default" else scaling
     ours["tie_word_embeddings"] = bool(values.get("tie_word_embeddings", False))
     if kind == "llama":
         ours["attention_out_bias"] = bool(values.get("attention_bias", False))
@@ -104,15 +115,20 @@ def _table(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return given
 
 
+def _spelled_out(scaling: Mapping[str, Any]) -> dict[str, Any]:
+    """A RoPE scaling with `rope_type`, of which `type` is the older spelling; no scaling is the type `default`."""
+    return {"rope_type": scaling.get("type", "default"), **{k: v for k, v in scaling.items() if k != "type"}}
+
+
 def _qwen_window(values: Mapping[str, Any], ours: dict[str, Any]) -> None:
     if not values.get("use_sliding_window"):
         ours.pop("sliding_window", None)
         ours.pop("layer_types", None)
     elif values["model_type"] == "qwen3_moe":  # its layers are all alike
         ours.pop("layer_types", None)
-    elif "layer_types" not in ours:
+    elif "layer_types" not in ours and "sliding_window" in ours:
         layers: Any = values.get("num_hidden_layers")
-        full = values.get("max_window_layers", 0)
+        full = values.get("max_window_layers", _MAX_WINDOW_LAYERS)
         if not isinstance(full, int):
             raise ZephyraError(f"max_window_layers is {full!r}, must be a whole number")
         if at_least_one(layers) and layers <= MOST_LAYERS:  # else the config will say what it must be
@@ -184,6 +200,6 @@ def to_json(config: FusionConfig) -> dict[str, Any]:
         written.pop("moe_intermediate_size")
         written.pop("norm_topk_prob")
     # transformers 4 reads the two old keys, transformers 5 the new one.
-    rope = {"rope_type": "default", **(config.rope_scaling or {})}
+    rope = _spelled_out(config.rope_scaling or {})
     written["rope_parameters"] = {**rope, "rope_theta": config.rope_theta}
     return {"architectures": [DIALECTS[kind][0]], "model_type": kind, "torch_dtype": "float32", **written}

@@ -120,6 +120,41 @@ def test_old_spelling_of_a_scaling_is_understood() -> None:
     torch.testing.assert_close(scaled_frequencies(frequencies, old)[0], frequencies / 4)
 
 
+@pytest.mark.parametrize("spelling", ["type", "rope_type"])
+@pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling"])
+def test_both_spellings_of_a_scaling_are_read_and_written_as_the_new_one(key: str, spelling: str) -> None:
+    config = from_json({**TINY, "model_type": "llama", key: {spelling: "linear", "factor": 4.0}})
+    assert config.rope_scaling == {"rope_type": "linear", "factor": 4.0}
+    assert to_json(config)["rope_parameters"]["rope_type"] == "linear"
+    old = FusionConfig(**TINY, rope_scaling={"type": "linear", "factor": 4.0})
+    assert to_json(old)["rope_parameters"]["rope_type"] == "linear"
+
+
+@pytest.mark.parametrize("kind", ["Qwen2", "Qwen3", "Qwen3Moe"])
+@pytest.mark.parametrize(
+    "said", [{}, {"max_window_layers": 1}, {"sliding_window": 5}, {"max_window_layers": 1, "sliding_window": None}]
+)
+def test_windows_of_silent_qwen_configs_are_transformers_own(kind: str, said: dict[str, Any]) -> None:
+    transformers = pytest.importorskip("transformers")
+    values = {**TINY, "num_hidden_layers": 30, "use_sliding_window": True, **said}
+    theirs = getattr(transformers, f"{kind}Config")(**values)
+    ours = from_json({**values, "model_type": theirs.model_type})
+    assert ours.sliding_window == theirs.sliding_window
+    if kind != "Qwen3Moe":  # its layers are all alike
+        assert list(ours.layer_types or ()) == theirs.layer_types
+
+
+def test_keys_that_ask_for_nothing_are_ignored() -> None:
+    """Of Qwen2.5, of Unsloth's copies, and of what transformers 4 wrote down."""
+    plain = {**TINY, "model_type": "qwen2"}
+    more = {"use_mrope": False, "unsloth_fixed": True, "_attn_implementation_autoset": True, "max_length": 20}
+    more |= {"temperature": 1.0, "top_p": 1.0, "trust_remote_code": True, "new_thing": None, "others": {}, "more": []}
+    assert from_json({**plain, **more}) == from_json(plain)
+    for value in (True, 0, 1.5, ["x"]):
+        with pytest.raises(ZephyraError, match="not understood: new_thing"):
+            from_json({**plain, "new_thing": value})
+
+
 @pytest.mark.parametrize("kind", list(DIALECTS))
 def test_every_dialect_goes_out_and_comes_back(kind: str) -> None:
     moe = {"feed_forward": "moe", "num_experts": 4}
