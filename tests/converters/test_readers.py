@@ -173,6 +173,34 @@ def test_bin_checkpoints_are_read(checkpoint_folder: Callable[[str], Path], tmp_
     assert all(np.array_equal(parts.tensors[n].read(), t.read()) for n, t in whole.tensors.items())
 
 
+def test_parameters_and_the_oldest_format_are_read(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    state = {name: torch.randn(3, 4).to(getattr(torch, name)) for name in ("float32", "float16", "bfloat16")}
+    parameters = {name: torch.nn.Parameter(tensor) for name, tensor in state.items()}
+    torch.save(parameters, tmp_path / "new.bin")
+    torch.save(parameters, tmp_path / "old.bin", _use_new_zipfile_serialization=False)
+    for file in ("new.bin", "old.bin"):
+        read = read_torch(tmp_path / file)
+        assert all(np.array_equal(read[name].read(), tensor.float().numpy()) for name, tensor in state.items())
+
+
+def test_tensors_that_are_no_plain_array_are_refused_by_name(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    plain = torch.ones(4, 4)
+    strange = {
+        "w.float8": (plain.to(torch.float8_e4m3fn), "'w.float8' is float8_e4m3fn"),
+        "w.complex": (plain.to(torch.complex64), "'w.complex' is complex64"),
+        "w.sparse": (plain.to_sparse(), "'w.sparse' is nested or sparse"),
+        "w.quantized": (torch.quantize_per_tensor(plain, 0.1, 0, torch.qint8), "'w.quantized' is quantized"),
+        "w.meta": (plain.to("meta"), "'w.meta' is without data"),
+        5: (plain, "names are no text: 5"),
+    }
+    for name, (tensor, said) in strange.items():
+        torch.save({"good": plain, name: tensor}, tmp_path / "a.bin")
+        with pytest.raises(ZephyraError, match=said):
+            read_torch(tmp_path / "a.bin")
+
+
 def test_sharded_bin_checkpoints_are_read(checkpoint_folder: Callable[[str], Path], tmp_path: Path) -> None:
     torch, source = pytest.importorskip("torch"), checkpoint_folder("qwen3")
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
