@@ -35,8 +35,9 @@ def read_torch(path: Path) -> dict[str, LazyTensor]:
         raise ZephyraError(
             f"{path} is a pickle that wants to run code (or is damaged): refused", hint="ask for safetensors"
         ) from None
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
-        raise ZephyraError(f"{path} is not a PyTorch weight file: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # of whatever kind: damage makes its readers fail in a dozen ways
+        said = str(error).partition("\n")[0] or type(error).__name__
+        raise ZephyraError(f"{path} is not a PyTorch weight file: {said}") from None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ZephyraError(f"{path} holds no plain dictionary of tensors")
     if odd := [repr(name) for name in state if not isinstance(name, str)]:

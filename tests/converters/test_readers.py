@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import random
@@ -182,6 +183,20 @@ def test_parameters_and_the_oldest_format_are_read(tmp_path: Path) -> None:
     for file in ("new.bin", "old.bin"):
         read = read_torch(tmp_path / file)
         assert all(np.array_equal(read[name].read(), tensor.float().numpy()) for name, tensor in state.items())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_files_of_the_oldest_format_are_refused(tmp_path: Path) -> None:
+    torch, draw = pytest.importorskip("torch"), random.Random(1)
+    torch.save({"a": torch.randn(3, 4)}, tmp_path / "a.bin", _use_new_zipfile_serialization=False)
+    whole = (tmp_path / "a.bin").read_bytes()
+    for _ in range(200):
+        data = bytearray(whole[: draw.randrange(len(whole))] if draw.random() < 0.2 else whole)
+        for _ in range(min(2, len(data))):
+            data[draw.randrange(len(data))] = draw.randrange(256)
+        (tmp_path / "a.bin").write_bytes(data)
+        with contextlib.suppress(ZephyraError):
+            read_torch(tmp_path / "a.bin")
 
 
 def test_tensors_that_are_no_plain_array_are_refused_by_name(tmp_path: Path) -> None:
