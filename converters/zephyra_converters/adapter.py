@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,6 +50,7 @@ class Adapter:
     base: str = ""  # what the file says it was trained on
     base_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of the base's tensors that it speaks of
     base_tables: Mapping[str, LazyTensor] = field(default_factory=dict)  # the base's own, as it was trained on them
+    targeted: Callable[[str], bool] = lambda module: False  # whether it says that it has a module of this name
     license: str | None = None
     base_fingerprint: str = ""  # of a GGUF adapter that knows its base (`fingerprint`)
 
@@ -96,6 +97,27 @@ def check_belongs(adapter: Adapter, config: FusionConfig) -> None:
             f"the adapter {adapter.path} does not fit the base: {'; '.join(wrong[:6])}{more}",
             hint="an adapter works with the base it was trained on, and with no other",
         )
+    lost = _lost(adapter, config)
+    present = {module.rpartition(".")[2] for module in adapter.pairs}
+    if gone := [module for module in lost if module.rpartition(".")[2] not in present]:
+        raise ZephyraError(
+            f"the adapter {adapter.path} has no tensors of modules that its adapter_config.json targets: {_some(gone)}",
+            hint="its weights are not complete: take them again from where it was trained",
+        )
+
+
+def _lost(adapter: Adapter, config: FusionConfig) -> list[str]:
+    """Modules that it should have and has not. Experts are left out: transformers has them as modules or as none."""
+    modules = (name.removesuffix(".weight") for name in expected_shapes(config) if ".experts." not in name)
+    return [
+        module
+        for module in modules
+        if module.endswith(ADAPTABLE) and module not in adapter.pairs and adapter.targeted(module)
+    ]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 def check_tables(adapter: Adapter, base: Checkpoint) -> None:
@@ -122,6 +144,8 @@ def doubts(adapter: Adapter, base: Checkpoint) -> list[str]:
         "the converted adapter works on the base's"
         for name in adapter.base_tables.keys() - known
     ]
+    if lost := _lost(adapter, base.config):
+        found.append(f"the adapter {adapter.path} leaves out modules that its config targets: {_some(lost)}")
     if adapter.base_fingerprint or said and Path(said).name in (base.name, base.path.resolve().name):
         return found
     named = f"names '{said}' as its base" if said else "names no base"

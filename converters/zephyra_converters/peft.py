@@ -13,6 +13,7 @@ from zephyra_converters.checkpoint import LazyTensor
 from zephyra_converters.json_file import read_json, well_formed, write_json
 from zephyra_converters.names import common_name, dialect_name
 from zephyra_converters.peft_experts import experts_apart, gate_shape, parameter_of
+from zephyra_converters.peft_targets import targets_of
 from zephyra_converters.safetensors_file import read_safetensors, write_safetensors
 from zephyra_fusion.errors import ZephyraError
 
@@ -91,6 +92,7 @@ def _adapter(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Lazy
         pairs=pairs,
         base_shapes=shapes,
         base_tables=tables,
+        targeted=targets_of(config),
         path=folder,
         name=folder.resolve().name,
         base=str(config.get("base_model_name_or_path") or ""),

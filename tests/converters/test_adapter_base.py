@@ -67,6 +67,45 @@ def test_a_table_that_comes_with_an_adapter_is_compared(
         assert any("brings its own model.embed_tokens.weight" in warning for warning in warnings)
 
 
+LOST = "base_model.model.model.layers.{}.self_attn.k_proj.lora_{}.weight"
+
+
+@pytest.mark.parametrize(
+    ("config", "refused"),
+    [
+        ({}, True),
+        ({"target_modules": r"model\.layers\.\d+\.self_attn\.[qkvo]_proj"}, True),
+        ({"target_modules": ["k_proj", "q_proj", "layers.1.mlp.up_proj"], "layers_to_transform": [1]}, True),
+        ({"target_modules": r".*\.([qvo]|gate|up|down)_proj"}, False),
+        ({"exclude_modules": ["k_proj"]}, False),
+        ({"exclude_modules": r".*\.k_proj"}, False),
+        ({"target_modules": ["q_proj"]}, False),
+        ({"layers_to_transform": [7]}, False),
+        ({"layers_to_transform": 1, "layers_pattern": "h"}, False),
+    ],
+)
+def test_modules_whose_tensors_are_lost_are_named(
+    config: dict[str, Any], refused: bool, adapted: Callable[[str], tuple[Any, Path, Path]], tmp_path: Path
+) -> None:
+    _, folder, base = adapted("plain")
+    none = {LOST.format(layer, side): None for layer in (0, 1) for side in "AB"}
+    source, options = edited(folder, tmp_path / "edited", none, **config), Options(base=base, verify=False)
+    if refused:
+        with pytest.raises(ZephyraError, match=r"no tensors of modules .* targets: .*layers\.1\.self_attn\.k_proj"):
+            convert(source, tmp_path / "a.gguf", options)
+    else:
+        assert convert(source, tmp_path / "a.gguf", options).warnings == ()
+
+
+def test_modules_that_some_layers_lack_are_warned_about(
+    adapted: Callable[[str], tuple[Any, Path, Path]], tmp_path: Path
+) -> None:
+    _, folder, base = adapted("plain")
+    source = edited(folder, tmp_path / "edited", {LOST.format(0, side): None for side in "AB"})
+    (warning,) = convert(source, tmp_path / "a.gguf", Options(base=base, verify=False)).warnings
+    assert warning.endswith("leaves out modules that its config targets: model.layers.0.self_attn.k_proj")
+
+
 def test_a_base_that_cannot_be_verified_is_warned_about(
     adapted: Callable[[str], tuple[Any, Path, Path]], tmp_path: Path
 ) -> None:
