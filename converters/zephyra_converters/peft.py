@@ -122,7 +122,8 @@ def write_peft(adapter: Adapter, folder: Path, base: str = "", dialect: str = ""
             "lora_dropout": 0.0,
             "use_rslora": False,
             "use_dora": False,
-            "target_modules": sorted({module.rpartition(".")[2] for module in ranks}),
+            # Beside layers_to_transform, what lies in no layer counts by its whole name alone.
+            "target_modules": sorted({m.rpartition(".")[2] if ".layers." in m else m for m in ranks}),
             "layers_to_transform": _layers(ranks),
             "rank_pattern": {module: r for module, r in ranks.items() if r != rank},
             "alpha_pattern": {module: _whole(a) for module, a in alphas.items() if not math.isclose(a, alpha)},

@@ -24,7 +24,8 @@ def targets_of(config: Mapping[str, Any]) -> Callable[[str], bool]:
     def targeted(module: str) -> bool:
         if not chosen(module) or excluded(module):
             return False
-        return not numbers or isinstance(wanted, str) or in_layer(module)  # an expression names its layers itself
+        # An expression names its layers itself, and so does a whole name.
+        return not numbers or isinstance(wanted, str) or module in wanted or in_layer(module)
 
     return targeted
 

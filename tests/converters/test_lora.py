@@ -69,6 +69,21 @@ def test_adapter_comes_back_bit_equal(
         assert back.pairs[module].scale == pytest.approx(pair.scale, rel=1e-6)
 
 
+def test_an_embedding_beside_layers_is_found_again_by_peft(
+    adapted: Callable[[str], tuple[Any, Path, Path]], token_ids: list[list[int]], tmp_path: Path
+) -> None:
+    import peft
+    import torch
+    import transformers
+
+    model, folder, base = adapted("embedding")
+    write_peft(read_peft(folder), tmp_path, str(base))
+    again = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(base).float(), tmp_path)
+    ids = torch.tensor([token_ids[1]])
+    with torch.no_grad():
+        assert torch.equal(again.eval()(ids).logits, model(ids).logits)
+
+
 def test_scales_that_differ_by_module_survive(adapted: Callable[[str], tuple[Any, Path, Path]], tmp_path: Path) -> None:
     _, folder, base = adapted("patterns")
     config, adapter = read_hf(base).config, read_peft(folder)
