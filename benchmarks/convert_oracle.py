@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import struct
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from oracle_checkpoints import FAMILIES, make_checkpoint
 from report import Report, progress
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +31,9 @@ DELIBERATE = {
     "general.name": "the folder's name as it is; llama.cpp makes a title of it",
     "general.basename": "guessed from the folder's name",
     "general.version": "guessed from the folder's name",
+    "general.finetune": "guessed from the folder's name",
+    "general.base_model.": "its names as they are; llama.cpp makes titles of them, and guesses a version",
+    "general.dataset.": "its names as they are; llama.cpp makes titles of them, and guesses a version",
     "general.size_label": "guessed from the number of parameters",
     "general.quantization_version": "written where something is quantized; llama.cpp writes it always",
     "zephyra.": "our own figures and fingerprint",
@@ -39,53 +42,13 @@ DELIBERATE = {
     "attention.key_length": "said always; llama.cpp only where head_dim stands in config.json",
     "attention.value_length": "said always; llama.cpp only where head_dim stands in config.json",
     "tokenizer.ggml.add_eos_token": "said always",
+    "tokenizer.ggml.eot_token_id": "the second end token of generation_config.json; llama.cpp looks for it by text",
+    "tokenizer.ggml.eom_token_id": "the third end token of generation_config.json; llama.cpp looks for it by text",
     "tokenizer.ggml.add_sep_token": "no such token here",
     "tokenizer.ggml.unknown_token_id": "tokenizer.json's, where tokenizer_config.json is silent",
 }
+NAMES = (ROPE, "general.name", "general.base_model.", "general.dataset.")  # where the values may differ, too
 SPEED = (("bfloat16", "f16"), ("bfloat16", "bf16"), ("float16", "f16"))  # the checkpoint's type, the file's
-SIZES = {
-    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "max_position_embeddings": 256, "rms_norm_eps": 1e-6,
-}  # fmt: skip
-_LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}  # fmt: skip
-# family: (class, options, vocabulary)
-FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
-    "llama-2": ("Llama", {"max_position_embeddings": 4096}, "llama-spm"),
-    "llama-3": ("Llama", {"rope_parameters": _LLAMA3}, "llama-bpe"),
-    "llama-3.2": ("Llama", {"rope_parameters": {**_LLAMA3, "factor": 32.0}, "tie_word_embeddings": True}, "llama-bpe"),
-    "llama-biased": ("Llama", {"attention_bias": True, "mlp_bias": True}, "llama-bpe"),
-    "llama-linear-rope": (
-        "Llama",
-        {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
-        "llama-spm",
-    ),
-    "smollm2": ("Llama", {"tie_word_embeddings": True, "head_dim": 32}, "gpt-2"),
-    "mistral": ("Mistral", {"sliding_window": None, "head_dim": 32}, "llama-spm"),
-    "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}, "llama-spm"),
-    "qwen2": ("Qwen2", {"tie_word_embeddings": True}, "qwen2"),
-    "qwen2.5-yarn": (
-        "Qwen2",
-        {
-            "rope_parameters": {
-                "rope_type": "yarn",
-                "rope_theta": 1e6,
-                "factor": 4.0,
-                "original_max_position_embeddings": 64,
-            }
-        },
-        "qwen2",
-    ),
-    "qwen3": ("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}, "qwen2"),
-    "qwen3-untied": ("Qwen3", {"head_dim": 64}, "qwen2"),
-    "qwen3-moe": (
-        "Qwen3Moe",
-        {"num_experts_per_tok": 2, "norm_topk_prob": True, "num_experts": 4, "moe_intermediate_size": 64},
-        "qwen2",
-    ),
-}
 
 
 def main() -> None:
@@ -126,52 +89,9 @@ def main() -> None:
 
 def excuse(key: str, text: str) -> str | None:
     """The entry of DELIBERATE for a difference: a key that only one of the files has, a name, a rounding."""
-    if key not in (ROPE, "general.name") and "nothing" not in text:
+    if not key.startswith(NAMES) and "nothing" not in text:
         return None
     return next((known for known in DELIBERATE if key.endswith(known) or key.startswith(known)), None)
-
-
-def make_checkpoint(folder: Path, family: str, llama_cpp: Path) -> Path:
-    """A random checkpoint of transformers in the precision that such models come in, with a real vocabulary."""
-    import torch
-    import transformers
-
-    from zephyra_converters.gguf_header import read_header
-    from zephyra_converters.gguf_read import text_metadata
-    from zephyra_converters.hf import write_tokenizer_files
-    from zephyra_converters.tokenizer_back import tokenizer_files_of
-
-    kind, changes, vocabulary = FAMILIES[family]
-    metadata = text_metadata(read_header(llama_cpp / "models" / f"ggml-vocab-{vocabulary}.gguf"))
-    size, end = len(metadata["tokenizer.ggml.tokens"]), metadata["tokenizer.ggml.eos_token_id"]
-    ids = {"eos_token_id": end, "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id", end), "pad_token_id": None}
-    config = getattr(transformers, f"{kind}Config")(vocab_size=size, **{**SIZES, **ids, **changes})
-    torch.manual_seed(11)
-    model = getattr(transformers, f"{kind}ForCausalLM")(config)
-    model.to(torch.bfloat16 if kind != "Mistral" else torch.float16).save_pretrained(folder)
-    write_tokenizer_files(tokenizer_files_of(metadata), folder)
-    if metadata["tokenizer.ggml.model"] == "llama":
-        (folder / "tokenizer.model").write_bytes(sentencepiece_model(metadata))
-    return folder
-
-
-def sentencepiece_model(metadata: dict[str, Any]) -> bytes:
-    """A vocabulary as sentencepiece's ModelProto."""
-
-    def field(number: int, kind: int, value: bytes | int) -> bytes:
-        if isinstance(value, int):
-            return bytes([number << 3, value])
-        size = len(value)
-        length = bytes([size]) if size < 128 else bytes([size & 127 | 128, size >> 7])
-        return bytes([number << 3 | kind]) + (length if kind == 2 else b"") + value
-
-    keys = (metadata[f"tokenizer.ggml.{key}"] for key in ("tokens", "scores", "token_type"))
-    pieces = b""
-    for token, score, kind in zip(*keys, strict=True):
-        piece = field(1, 2, token.encode()) + field(2, 5, struct.pack("<f", score))
-        pieces += field(1, 2, piece + field(3, 0, kind))
-    byte_fallback = b"\x98\x02\x01"  # field 35: true
-    return pieces + field(2, 2, field(3, 0, 2) + byte_fallback) + field(3, 2, field(3, 0, 1))
 
 
 def run_oracle(options: Any, checkpoint: Path, target: Path, kind: str) -> tuple[float, int]:

@@ -15,7 +15,7 @@ from zephyra_cli.download import beginning
 from zephyra_cli.hub import Reference, RemoteFile, Repository, look_up
 from zephyra_fusion.errors import ZephyraError
 
-_WHOLE = (".json", ".jinja", "tokenizer.model")
+_WHOLE = (".json", ".jinja", "tokenizer.model", "README.md")
 _LARGEST = 2**27  # bytes of a file that comes whole
 _MOST_SHARDS = 2000
 _LONGEST_HEADER = 100_000_000  # the limit of safetensors itself

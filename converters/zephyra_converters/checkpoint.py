@@ -88,6 +88,7 @@ class TokenizerFiles:
     tokenizer: Mapping[str, Any]  # tokenizer.json
     config: Mapping[str, Any] = field(default_factory=dict)  # tokenizer_config.json
     chat_template: str | None = None
+    named_templates: Mapping[str, str] = field(default_factory=dict)  # those for other ends (tool_use, rag)
     sentencepiece: bytes | None = None  # tokenizer.model
 
     def special_token(self, name: str) -> str | None:
@@ -106,6 +107,7 @@ class Checkpoint:
     name: str
     tokenizer: TokenizerFiles | None = None
     license: str | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)  # what else GGUF's general keys say of it (`model_card`)
 
     @property
     def parameters(self) -> int:

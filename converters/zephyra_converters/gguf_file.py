@@ -24,10 +24,14 @@ if TYPE_CHECKING:
 PLAIN_TYPES = ("F32", "F16", "BF16", "Q8_0")  # those written here; all others by llama.cpp's own quantizer
 
 
+class Signed(int):
+    """A whole number that is stored as INT32."""
+
+
 ALIGNMENT = 32
 _LENGTH = struct.Struct("<Q")
 # Python's type: GGUF's value type, struct's letter
-_SCALARS = {bool: (7, "?"), int: (4, "I"), float: (6, "f"), str: (8, "")}
+_SCALARS = {bool: (7, "?"), int: (4, "I"), Signed: (5, "i"), float: (6, "f"), str: (8, "")}
 _ITEMS = {bool: (7, "?"), int: (5, "i"), float: (6, "f"), str: (8, "")}  # as gguf-py chooses them
 _ARRAY = 9
 _CODES = {name: code for code, (name, _, _) in GGML_TYPES.items()}
@@ -166,7 +170,7 @@ def _value(key: str, value: Any) -> bytes:
         return start + struct.pack(f"<{len(value)}{form}", *value)
     if isinstance(value, float) and not abs(value) <= _LARGEST:
         raise ZephyraError(f"'{key}' is {value}, GGUF's FLOAT32 cannot hold it")
-    if isinstance(value, int) and not 0 <= value < 2**32:
+    if type(value) is int and not 0 <= value < 2**32:
         raise ZephyraError(f"'{key}' is {value}, GGUF's UINT32 cannot hold it")
     code, form = _SCALARS[type(value)]
     return struct.pack("<I", code) + (_string(value) if isinstance(value, str) else struct.pack(f"<{form}", value))

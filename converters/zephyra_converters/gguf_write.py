@@ -50,7 +50,7 @@ def plan_gguf(checkpoint: Checkpoint) -> GGUFPlan:
         )
     with well_formed(f"the tokenizer of {checkpoint.path}"):
         vocabulary = vocabulary_of(checkpoint.tokenizer, config)
-    metadata: dict[str, Any] = {"general.type": "model", "general.name": checkpoint.name}
+    metadata: dict[str, Any] = {"general.type": "model", "general.name": checkpoint.name, **checkpoint.about}
     if checkpoint.license:
         metadata["general.license"] = checkpoint.license
     metadata |= metadata_for(config, architecture) | vocabulary.metadata()

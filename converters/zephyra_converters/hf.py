@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from zephyra_converters.checkpoint import Checkpoint, LazyTensor, TokenizerFiles
 from zephyra_converters.json_file import read_json, well_formed, write_json
+from zephyra_converters.model_card import card_metadata, sampling_metadata
 from zephyra_converters.names import check_names, common_name, dialect_name
 from zephyra_converters.safetensors_file import read_safetensors, write_safetensors
 from zephyra_converters.sentencepiece_vocab import LLAMA_DEFAULTS, parse_model, tokenizer_json
@@ -43,8 +45,15 @@ def read_hf(folder: Path) -> Checkpoint:
     ]
     if wrong:
         raise ZephyraError(f"{folder}: {'; '.join(wrong[:6])}")
+    about = card_metadata(folder) | sampling_metadata(_generation(folder))
     return Checkpoint(
-        config=config, tensors=tensors, path=folder, name=folder.resolve().name, tokenizer=read_tokenizer_files(folder)
+        config=config,
+        tensors=tensors,
+        path=folder,
+        name=folder.resolve().name,
+        tokenizer=read_tokenizer_files(folder),
+        license=about.get("general.license"),
+        about=about,
     )
 
 
@@ -141,11 +150,9 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles | None:
 
 
 def _tokenizer_files(folder: Path) -> TokenizerFiles:
-    config_path, jinja = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    config_path = folder / "tokenizer_config.json"
     config = read_json(config_path) if config_path.is_file() else {}
-    template = jinja.read_text(encoding="utf-8") if jinja.is_file() else config.get("chat_template")
-    if isinstance(template, list):  # several named ones: take the default, as transformers does
-        template = next((t.get("template") for t in template if t.get("name") == "default"), None)
+    templates = _chat_templates(folder, config)
     model = _sentencepiece_model(folder)
     if (folder / "tokenizer.json").is_file():
         tokenizer = read_json(folder / "tokenizer.json")
@@ -153,7 +160,29 @@ def _tokenizer_files(folder: Path) -> TokenizerFiles:
         assert model is not None
         config = LLAMA_DEFAULTS | config
         tokenizer = tokenizer_json(parse_model(model), config)
-    return TokenizerFiles(tokenizer=tokenizer, config=config, chat_template=template, sentencepiece=model)
+    return TokenizerFiles(
+        tokenizer=tokenizer,
+        config=config,
+        chat_template=templates.pop("default", None),
+        named_templates=templates,
+        sentencepiece=model,
+    )
+
+
+def _chat_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """By name, the usual one being `default`: files of their own, tokenizer_config.json's, or chat_template.json's."""
+    jinja, older = folder / "chat_template.jinja", folder / "chat_template.json"
+    if jinja.is_file():
+        others = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+        return {path.stem: path.read_text(encoding="utf-8") for path in others} | {
+            "default": jinja.read_text(encoding="utf-8")
+        }
+    given = config.get("chat_template")
+    if given is None and older.is_file():
+        given = read_json(older).get("chat_template")
+    listed = given if isinstance(given, list) else [{"name": "default", "template": given}]
+    found = {template["name"]: template["template"] for template in listed}
+    return {name: text for name, text in found.items() if isinstance(name, str) and isinstance(text, str)}
 
 
 def _sentencepiece_model(folder: Path) -> bytes | None:
@@ -168,7 +197,12 @@ def _sentencepiece_model(folder: Path) -> bytes | None:
 def write_tokenizer_files(tokenizer: TokenizerFiles, folder: Path) -> None:
     write_json(folder / "tokenizer.json", tokenizer.tokenizer)
     config = dict(tokenizer.config)
+    templates = dict(tokenizer.named_templates)
     if tokenizer.chat_template is not None:
+        templates = {"default": tokenizer.chat_template, **templates}
+    if tokenizer.named_templates:
+        config["chat_template"] = [{"name": name, "template": text} for name, text in templates.items()]
+    elif templates:
         config["chat_template"] = tokenizer.chat_template
     if config:
         write_json(folder / "tokenizer_config.json", config)
@@ -212,11 +246,14 @@ def _read_file(path: Path) -> dict[str, LazyTensor]:
     return read_torch(path)
 
 
+def _generation(folder: Path) -> dict[str, Any]:
+    path = folder / "generation_config.json"
+    return read_json(path) if path.is_file() else {}
+
+
 def _with_generation_ids(config: FusionConfig, folder: Path) -> FusionConfig:
     """generation_config.json's end tokens: chat models name there what ends a turn, and config.json often not."""
-    path = folder / "generation_config.json"
-    values = read_json(path) if path.is_file() else {}
-    ids = values.get("eos_token_id")
+    ids = _generation(folder).get("eos_token_id")
     listed = [ids] if type(ids) is int else ids if isinstance(ids, list) else []
     merged = tuple(dict.fromkeys([*listed, *config.eos_token_ids]))
     if not merged or merged == config.eos_token_ids:

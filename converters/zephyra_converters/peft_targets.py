@@ -11,7 +11,7 @@ _LAYER = r".*?\.[^.]*\.(\d+)\."
 
 def targets_of(config: Mapping[str, Any]) -> Callable[[str], bool]:
     """Whether adapter_config.json chooses a module of this name."""
-    wanted = config.get("target_modules")
+    wanted: Any = config.get("target_modules")
     chosen, excluded = _named(wanted), _named(config.get("exclude_modules"))
     layers, patterns = config.get("layers_to_transform"), config.get("layers_pattern") or []
     numbers = {layers} if isinstance(layers, int) else set(layers or ())

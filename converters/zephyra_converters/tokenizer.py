@@ -6,6 +6,7 @@ llama.cpp knows a pre-tokenizer by name (`pre`) and has its regex compiled in: o
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -56,6 +57,7 @@ class Vocabulary:
     add_eos: bool = False
     add_space: bool = True  # before a text, in a SentencePiece vocabulary
     chat_template: str | None = None
+    named_templates: Mapping[str, str] = field(default_factory=dict)
     warnings: Sequence[str] = field(default_factory=tuple)
 
     def metadata(self) -> dict[str, Any]:
@@ -73,6 +75,10 @@ class Vocabulary:
         result = {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
         if self.chat_template:
             result["tokenizer.chat_template"] = self.chat_template
+        if self.named_templates:
+            named = {re.sub("[^A-Za-z0-9]", "_", name): text for name, text in self.named_templates.items()}
+            result |= {f"tokenizer.chat_template.{name}": text for name, text in named.items()}
+            result["tokenizer.chat_templates"] = list(named)
         return result
 
 
@@ -101,6 +107,7 @@ def vocabulary_of(files: TokenizerFiles, config: FusionConfig) -> Vocabulary:
         add_bos=add_bos,
         add_eos=add_eos,
         chat_template=files.chat_template,
+        named_templates=files.named_templates,
         warnings=warnings,
     )
 
@@ -123,6 +130,7 @@ def _sentencepiece(files: TokenizerFiles, config: FusionConfig) -> Vocabulary:
         add_eos=add_eos,
         add_space=pieces.space_prefix,
         chat_template=files.chat_template,
+        named_templates=files.named_templates,
         warnings=warnings,
     )
 

@@ -87,4 +87,10 @@ def _with_specials(
     for name, key in names.items():
         if (number := keys.get(f"{key}_token_id")) is not None:
             config[name] = tokens[number]
-    return TokenizerFiles(tokenizer=tokenizer, config=config, chat_template=metadata.get("tokenizer.chat_template"))
+    named = {name: metadata[key] for key in metadata if (name := key.removeprefix("tokenizer.chat_template.")) != key}
+    return TokenizerFiles(
+        tokenizer=tokenizer,
+        config=config,
+        chat_template=metadata.get("tokenizer.chat_template"),
+        named_templates=named,
+    )
