@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from tests.hub.server import Hub
 from zephyra_cli.hollow import hollow_folder
 from zephyra_converters.checkpoint import Checkpoint, LazyTensor, TokenizerFiles
 from zephyra_converters.hf import expected_shapes, read_hf, write_hf
+from zephyra_converters.json_file import write_json
 from zephyra_converters.safetensors_file import write_safetensors
 from zephyra_fusion.config import FusionConfig
+from zephyra_fusion.config_json import to_json
 from zephyra_fusion.errors import ZephyraError
 
 
@@ -55,11 +58,13 @@ def test_the_report_is_the_folders_own(hub: Hub, folder: Path, zephyra: Callable
 
 def test_a_repeated_head_is_not_compared_from_afar(hub: Hub, folder: Path) -> None:
     """The part of a table that came along with the header would differ from the hole that the other one is."""
-    tensors = read_hf(folder).tensors
-    table = tensors["model.embed_tokens.weight"].read()
-    both = [*tensors.values(), LazyTensor.holding("lm_head.weight", table)]
-    write_safetensors(folder / "new", both, "F32")
-    (folder / "new").replace(folder / "model.safetensors")
+    import numpy as np
+
+    config = replace(read_hf(folder).config, vocab_size=2000)  # a table of more than the first piece that is fetched
+    shapes = {**expected_shapes(config), "lm_head.weight": (2000, 256)}
+    tensors = [LazyTensor.holding(name, np.ones(shape, "f4")) for name, shape in shapes.items()]
+    write_safetensors(folder / "model.safetensors", tensors, "F32")
+    write_json(folder / "config.json", to_json(config))
     put(hub, folder)
     with hollow_folder("hf:someone/large") as place:
         assert read_hf(place).config.tie_word_embeddings
