@@ -55,7 +55,7 @@ def add(pack: Pack, newcomer: Newcomer, progress: Progress) -> Report:
     with PackChange(pack) as change:
         progress(0, 3, f"adapter {newcomer.name}")
         place = change.place(f"adapters/{newcomer.name}", ".gguf")
-        entry = _bring(change.pack(), newcomer, place)
+        entry = _bring(change.pack, newcomer, place)
         license = newcomer.license or pack.license
         file = change.record(place, license=license, source=newcomer.source or newcomer.adapter.name)
         change.manifest["adapters"][newcomer.name] = {"file": file, "description": newcomer.description, **entry}
@@ -97,7 +97,7 @@ def merge(
         raise ZephyraError(f"there are {len(weights)} weights for {len(names)} domains")
     shares = dict(zip(names, weights or [1 / len(names)] * len(names), strict=True))
     with PackChange(pack) as change:
-        here = change.pack()
+        here = change.pack
         adapters, config = _read_adapters(here, names)
         merged = merge_adapters(adapters, into, shares, method, **options)
         place = change.place(f"adapters/{into}", ".gguf")
@@ -133,7 +133,7 @@ def prune(pack: Pack, names: Sequence[str], *, rank: int | None, energy: float |
     from zephyra_converters.adapter_merge import prune_adapter
 
     with PackChange(pack) as change:
-        here, report = change.pack(), {}
+        here, report = change.pack, {}
         adapters, config = _read_adapters(here, names)
         for name, adapter in adapters.items():
             cut, lost = prune_adapter(adapter, rank=rank, energy=energy)
@@ -232,7 +232,7 @@ def _reroute(
 def _teach(change: PackChange, samples: Sequence[Sample], newcomers: Sequence[str]) -> dict[str, Report]:
     """Learn a detector of every newcomer against all other samples, and keep their features for the next one."""
     router = change.manifest["router"]
-    before, license = change.pack(), change.manifest.get("license", "")
+    before, license = change.pack, change.manifest.get("license", "")
     change.drop(before.newcomers_file, before.features_file)
     samples = list(dict.fromkeys(samples))
     place = change.place("router_features", ".jsonl.gz")
