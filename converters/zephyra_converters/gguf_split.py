@@ -36,7 +36,10 @@ def shard_paths(first: GGUFHeader) -> list[Path]:
 
 
 def joined(headers: Sequence[GGUFHeader]) -> GGUFHeader:
-    """The header of the whole: the first one's keys, all tensors. ZephyraError: they do not belong together."""
+    """The header of the whole: the first one's keys, all tensors. ZephyraError: they do not belong together.
+
+    llama.cpp reads every file by its own alignment and architecture, of which nothing after this sees but the first's.
+    """
     first = headers[0]
     tensors: dict[str, TensorInfo] = {}
     for number, header in enumerate(headers):
@@ -45,6 +48,11 @@ def joined(headers: Sequence[GGUFHeader]) -> GGUFHeader:
             raise ZephyraError(
                 f"{header.path} is not part {number + 1} of {len(headers)}: split.no, split.count {split}"
             )
+        if header.alignment % 32:
+            raise ZephyraError(f"{header.path}: general.alignment is {header.alignment}, must be a multiple of 32")
+        for key in ("general.architecture", "general.type"):
+            if (own := header.metadata.get(key, first.metadata.get(key))) != first.metadata.get(key):
+                raise ZephyraError(f"{header.path} is no part of {first.path.name}: its {key} is '{str(own)[:40]}'")
         if again := sorted(set(tensors) & set(header.tensors)):
             raise ZephyraError(f"{header.path} has '{again[0]}' again, which an earlier part has")
         tensors.update(header.tensors)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from zephyra_converters.convert import Options, convert
+from zephyra_converters.gguf_check import check_model
 from zephyra_converters.gguf_header import read_header
 from zephyra_fusion.errors import ZephyraError
 
@@ -46,3 +47,45 @@ def test_a_split_model_is_a_source(checkpoint_folder: Callable[[str], Path], tmp
     with pytest.raises(ZephyraError, match="cannot read .*-00003-of-00003.gguf"):
         convert(first, tmp_path / "again", Options(to="hf"))
     assert not (tmp_path / "again").exists()
+
+
+def rewritten(path: Path, architecture: str, alignment: int) -> None:
+    """A part with the same tensors and no keys but those of the split."""
+    from gguf import GGUFReader, GGUFWriter
+
+    said, tensors = read_header(path).metadata, GGUFReader(path).tensors
+    writer = GGUFWriter(path.with_suffix(".new"), architecture)
+    writer.add_custom_alignment(alignment)
+    writer.add_uint16("split.no", said["split.no"])
+    writer.add_uint16("split.count", said["split.count"])
+    writer.add_int32("split.tensors.count", said["split.tensors.count"])
+    for tensor in tensors:
+        writer.add_tensor(tensor.name, tensor.data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    path.with_suffix(".new").replace(path)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "alignment", "refusal"),
+    [
+        ("qwen3", 32, None),
+        ("qwen3", 64, None),
+        ("qwen3", 1, "general.alignment is 1, must be a multiple of 32"),
+        ("qwen3", 16, "general.alignment is 16, must be a multiple of 32"),
+        ("llama", 32, "is no part of .*: its general.architecture is 'llama'"),
+    ],
+)
+def test_every_part_is_looked_at(
+    tiny_gguf: Path, tmp_path: Path, architecture: str, alignment: int, refusal: str | None
+) -> None:
+    """llama.cpp reads each file by that file's own alignment, and aborts where tensors begin elsewhere."""
+    first, *_, last = split(tiny_gguf, tmp_path / "parts.gguf")
+    rewritten(last, architecture, alignment)
+    if refusal is None:
+        assert check_model(first).tensors.keys() == read_header(tiny_gguf).tensors.keys()
+    else:
+        with pytest.raises(ZephyraError, match=refusal):
+            check_model(first)
