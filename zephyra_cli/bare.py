@@ -84,7 +84,7 @@ def _config_facts(folder: Path) -> dict[str, Any]:
     return {
         "architecture": kind[:100] if isinstance(kind, str) else "",
         "parameters": sum(prod(tensor.shape) for tensor in tensors),
-        "context_length": context if type(context) is int else 0,
+        "context_length": context if type(context) is int and 0 < context < 2**31 else 0,
         "quantization": types.most_common(1)[0][0] if types else "",
     }
 

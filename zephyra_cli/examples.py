@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import gzip
-import io
-import json
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from zephyra_converters.json_file import parse_json
 from zephyra_fusion.errors import ZephyraError
 
-MOST_BYTES = 16 * 2**20  # of a file, unpacked
+MOST_BYTES = 4 * 2**20  # of a file, unpacked: 20,000 examples
+_MOST_LINES = 100_000  # each costs fifty bytes more than it holds
 LONGEST = 20_000  # characters of one prompt
 
 
@@ -56,7 +56,9 @@ def _lines(path: Path) -> Sequence[str]:
     if len(data) > MOST_BYTES:
         raise ZephyraError(f"'{path}' is longer than {MOST_BYTES // 2**20} MiB")
     try:
-        return io.StringIO(data.decode("utf-8-sig")).readlines()
+        if (lines := data.count(b"\n")) > _MOST_LINES:
+            raise ZephyraError(f"'{path}' has {lines} lines, at most {_MOST_LINES} are read")
+        return data.decode("utf-8-sig").split("\n")  # splitlines() would also split at U+2028
     except UnicodeDecodeError as error:
         raise ZephyraError(f"'{path}' is no UTF-8 text: {error}") from None
 
@@ -65,10 +67,7 @@ def _objects(lines: Sequence[str], path: Path) -> Iterable[tuple[int, dict[str, 
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ZephyraError(f"'{path}', line {number}: no valid JSON: {error}") from None
+        entry = parse_json(line.encode(), f"'{path}', line {number},", MOST_BYTES)
         if not isinstance(entry, dict):
             raise ZephyraError(f"'{path}', line {number}: no JSON object")
         yield number, entry

@@ -9,13 +9,18 @@ from typing import Any, TypeVar
 from zephyra_fusion.errors import ZephyraError
 
 T = TypeVar("T")
+_LARGEST = 2**53  # of a whole number: what a float can still tell from its neighbours
 
 
 def check(value: Any, kind: type[T], name: str) -> T:
-    if kind is float and type(value) is int and abs(value) < 2**53:
+    if kind is float and type(value) is int and abs(value) < _LARGEST:
         value = float(value)
     if type(value) is not kind:  # type(): a bool is no number here
         raise ZephyraError(f"{name} is {shown(value)}, must be {_WORDS[kind]}")
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise ZephyraError(f"{name} is {shown(value)}, which is more than any model has")
+    if isinstance(value, str) and value.encode("utf-8", "replace").decode() != value:  # JSON can spell half a pair
+        raise ZephyraError(f"{name} is {shown(value)}, which is no UTF-8")
     return value
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -198,6 +197,7 @@ def check_cases(names: Iterable[str], what: str) -> None:
 
 def safe_path(file: str) -> str:
     """`file` if it stays inside the pack on every system. ZephyraError otherwise."""
+    check(file, str, "a file's path")
     parts = PurePosixPath(file).parts
     if len(file) > LONGEST_PATH or any(len(part.encode("utf-8", "replace")) > LONGEST_NAME for part in parts):
         raise ZephyraError(
@@ -210,6 +210,8 @@ def safe_path(file: str) -> str:
 
 def load_manifest(path: Path) -> dict[str, Any]:
     """The object that a manifest's file holds, not yet looked at. ZephyraError: not there, too long, no JSON."""
+    from zephyra_converters.json_file import parse_json
+
     try:
         with path.open("rb") as file:
             data = file.read(_MOST_BYTES + 1)
@@ -217,12 +219,10 @@ def load_manifest(path: Path) -> dict[str, Any]:
         raise ZephyraError(f"'{path.parent}' is no model: it has no {MANIFEST}") from None
     except OSError as error:
         raise ZephyraError(f"cannot read '{path}': {error.strerror}") from None
-    if len(data) > _MOST_BYTES:
-        raise ZephyraError(f"'{path}' is longer than {_MOST_BYTES // 2**20} MiB, that is no manifest")
     try:
-        return check(json.loads(data), dict, "the manifest")
-    except (ValueError, RecursionError, ZephyraError) as error:
-        raise ZephyraError(f"'{path}' is damaged: {error}") from None
+        return check(parse_json(data, "it", _MOST_BYTES), dict, "the manifest")
+    except ZephyraError as error:
+        raise ZephyraError(f"'{path}' is damaged: {error.message}") from None
 
 
 def _file(entry: Mapping[str, Any], where: str) -> str:

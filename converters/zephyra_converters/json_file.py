@@ -11,18 +11,39 @@ from typing import Any
 
 from zephyra_fusion.errors import ZephyraError
 
+MOST_BYTES = 16 * 2**20  # of a file: the longest index of shards has 15 MB, a configuration some KB
+_LONGER = {"tokenizer.json": 64 * 2**20}  # the longest have 35 MB
+_BYTES_OF_A_VALUE = 16  # on average at least, see `parse_json`
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; every way in which a file can be none is a ZephyraError."""
+
+def read_json(path: Path, most: int | None = None) -> dict[str, Any]:
+    """A JSON object of at most `most` bytes; every way in which a file can be none is a ZephyraError."""
+    most = most or _LONGER.get(path.name, MOST_BYTES)
     try:
-        values = json.loads(path.read_bytes().decode("utf-8"))
+        with path.open("rb") as file:
+            data = file.read(most + 1)
     except OSError as error:
         raise ZephyraError(f"cannot read '{path}': {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise ZephyraError(f"{path} is not JSON: {error}") from None
+    values = parse_json(data, path, most)
     if not isinstance(values, dict):
         raise ZephyraError(f"{path} holds no JSON object")
     return values
+
+
+def parse_json(data: bytes, what: Path | str, most: int = MOST_BYTES, **options: Any) -> Any:
+    """What a JSON text says; `options` are json.loads'. ZephyraError: it is too long, says too much, or is none.
+
+    A list without anything in it takes three bytes here and seventy in memory, so the values are counted before they
+    are made: as many as bytes of `most` / 16, which is more than any file of this field has.
+    """
+    if len(data) > most:
+        raise ZephyraError(f"{what} is longer than {most // 2**20} MiB")
+    if (values := sum(map(data.count, (b",", b"[", b"{")))) > most // _BYTES_OF_A_VALUE:
+        raise ZephyraError(f"{what} holds {values} values, at most {most // _BYTES_OF_A_VALUE} are read")
+    try:
+        return json.loads(data.decode("utf-8"), **options)
+    except (ValueError, RecursionError) as error:
+        raise ZephyraError(f"{what} is not JSON: {error}") from None
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

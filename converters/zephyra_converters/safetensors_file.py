@@ -16,14 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 from zephyra_converters.checkpoint import LazyTensor
 from zephyra_converters.dtypes import ITEM_SIZE, check_finite, converted, storage
+from zephyra_converters.json_file import MOST_BYTES, parse_json
 from zephyra_converters.read_ahead import read_ahead
 from zephyra_fusion.errors import ZephyraError
 
 if TYPE_CHECKING:
     import numpy as np
 
-MAX_HEADER = 100_000_000  # the format's own limit
 _MARK = ("made_by", "zephyra convert")  # in what is written here; who loads the tensors and saves them again drops it
+MAX_HEADER = MOST_BYTES  # the format allows 100 MB; 100,000 tensors take less than this
+_HIGHEST_RANK = 8
+_LARGEST = 2**48  # of any number in a header: what is larger only costs time
 
 
 def read_safetensors(path: Path) -> dict[str, LazyTensor]:
@@ -37,17 +40,19 @@ def read_safetensors(path: Path) -> dict[str, LazyTensor]:
         shape, dtype, begin, end = _entry(path, name, entry)
         if not 0 <= begin <= end <= data_size:
             raise ZephyraError(
-                f"{path}: tensor '{name}' lies at bytes {begin}..{end}, the file has {data_size} bytes of data",
+                f"{path}: tensor '{name[:80]}' lies at bytes {begin}..{end}, the file has {data_size} bytes of data",
                 hint="the file is truncated or damaged: fetch it again",
             )
         if end - begin != math.prod(shape) * ITEM_SIZE[dtype]:
-            raise ZephyraError(f"{path}: tensor '{name}' has {end - begin} bytes, {dtype}{list(shape)} needs others")
+            raise ZephyraError(
+                f"{path}: tensor '{name[:80]}' has {end - begin} bytes, {dtype}{list(shape)} needs others"
+            )
         spans.append((begin, end, name))
         tensors[name] = LazyTensor(name, shape, dtype, _reader(path, name, dtype, shape, data_start + begin))
     spans.sort()
     for (_, end, first), (begin, _, second) in zip(spans, spans[1:], strict=False):
         if begin < end:
-            raise ZephyraError(f"{path}: tensors '{first}' and '{second}' overlap")
+            raise ZephyraError(f"{path}: tensors '{first[:80]}' and '{second[:80]}' overlap")
     return tensors
 
 
@@ -114,11 +119,10 @@ def _read_header(path: Path) -> tuple[Mapping[str, Any], int]:
                 raise ZephyraError(
                     f"{path} is not a safetensors file: its header length is {length}, the file's {size}"
                 )
-            header = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
+            text = file.read(length)
     except OSError as error:
         raise ZephyraError(f"cannot read '{path}': {error.strerror}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ZephyraError(f"{path} is not a safetensors file: its header is no JSON ({error})") from None
+    header = parse_json(text, f"the header of {path}", MAX_HEADER, object_pairs_hook=_no_duplicates)
     if not isinstance(header, dict):
         raise ZephyraError(f"{path} is not a safetensors file: its header is no JSON object")
     return header, 8 + length
@@ -128,19 +132,19 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         twice = sorted(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise ZephyraError(f"duplicate entries in a safetensors header: {', '.join(twice)}")
+        raise ZephyraError(f"duplicate entries in a safetensors header: {', '.join(twice)[:200]}")
     return result
 
 
 def _entry(path: Path, name: str, entry: Any) -> tuple[tuple[int, ...], str, int, int]:
     try:
         shape, dtype, (begin, end) = tuple(entry["shape"]), entry["dtype"], entry["data_offsets"]
-        if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
+        if len(shape) > _HIGHEST_RANK or not all(type(n) is int and 0 <= n < _LARGEST for n in (*shape, begin, end)):
             raise TypeError
     except (KeyError, TypeError, ValueError):
-        raise ZephyraError(f"{path}: the header entry of tensor '{name}' is malformed") from None
+        raise ZephyraError(f"{path}: the header entry of tensor '{name[:80]}' is malformed") from None
     if not isinstance(dtype, str) or dtype not in ITEM_SIZE:
-        raise ZephyraError(f"{path}: tensor '{name}' has type '{dtype}', known: {', '.join(ITEM_SIZE)}")
+        raise ZephyraError(f"{path}: tensor '{name[:80]}' has type '{str(dtype)[:40]}', known: {', '.join(ITEM_SIZE)}")
     return shape, dtype, begin, end
 
 

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import struct
 import time
@@ -141,6 +142,10 @@ MANIFESTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "very many files": many,
     "a threshold without a value": lambda manifest: manifest["router"].update(threshold=float("nan")),
     "brackets": lambda manifest: manifest.update(base="BRACKETS"),
+    "a million objects": lambda manifest: manifest.update(more=[{}] * 10**6),
+    "more weights than there are atoms": lambda manifest: manifest["base"].update(parameters=10**400),
+    "half a pair": lambda manifest: manifest.update(name="\ud800"),
+    "half a pair in a path": lambda manifest: manifest["files"].update({"\ud800": manifest["files"]["base.gguf"]}),
 }
 
 
@@ -175,8 +180,39 @@ def test_examples_that_swell(inside: Inside, tmp_path: Path, tiny_pack: Path, ti
         for _ in range(200):
             file.write(bytes(2**20))
     add = ["domains", "add", "evil", "-m", tiny_pack, "--adapter", tiny_adapters["c"]]
-    assert "longer than 16 MiB" in refused(inside, *add, "--examples", bomb)
-    assert "longer than 16 MiB" in refused(inside, *add, "--others", bomb)
+    assert "longer than 4 MiB" in refused(inside, *add, "--examples", bomb)
+    assert "longer than 4 MiB" in refused(inside, *add, "--others", bomb)
+
+
+@pytest.mark.parametrize("content", [b'{"tokens":[' + b"[]," * 10**6 + b"1]}", b"ab\n" * 10**6])
+def test_examples_of_many_small_things(inside: Inside, tmp_path: Path, tiny_pack: Path, content: bytes) -> None:
+    bomb = tmp_path / "examples.jsonl.gz"
+    bomb.write_bytes(gzip.compress(content))
+    told = refused(inside, "domains", "add", "evil", "-m", tiny_pack, "--adapter", tmp_path, "--others", bomb)
+    assert "are read" in told
+
+
+CHECKPOINTS = {
+    "lists": (b'{"a":[' + b"[]," * 10**6 + b"1]}", b""),
+    "digits": (b'{"max_position_embeddings":' + b"9" * 4000 + b"}", b""),
+    "weights of lists": (b"{}", b'{"a":[' + b"[]," * 10**6 + b"1]}"),
+    "weights of digits": (b"{}", b'{"a":{"dtype":"F32","shape":[' + b"9" * 4000 + b',9],"data_offsets":[0,0]}}'),
+}
+
+
+def test_a_damaged_model_is_no_end_of_the_list(inside: Inside, home: Path, tiny_pack: Path) -> None:
+    shutil.copytree(tiny_pack, home / "models" / "whole")
+    for what, (config, weights) in CHECKPOINTS.items():
+        (root := home / "models" / what.replace(" ", "-")).mkdir()
+        (root / "config.json").write_bytes(config)
+        if weights:
+            (root / "model.safetensors").write_bytes(struct.pack("<Q", len(weights)) + weights)
+    begun = time.monotonic()
+    status, out, told = inside("models")
+    assert status == 0 and "whole" in out and "-0" not in told and time.monotonic() - begun < SECONDS
+    for what in ("lists", "weights-of-lists", "weights-of-digits"):
+        assert f"warning: {what}: " in told
+    assert not re.search(r"-\d", told.splitlines()[-1]), told
 
 
 def test_a_pattern_that_never_ends(tmp_path: Path) -> None:

@@ -27,19 +27,16 @@ def list_models(context: typer.Context, json: Json = False) -> None:
     if subcommand_follows(context):
         return
     from zephyra_cli import download, store, ui
-    from zephyra_fusion.errors import ZephyraError
 
+    found = (*store.installed(), *store.adapters())
     rows: list[dict[str, Any]] = []
-    for model in (*store.installed(), *store.adapters()):
+    for model in found:
         try:
             rows.append(_facts(model))
-        except ZephyraError as error:
-            ui.note(f"warning: {error.message}")
-    used, unfinished = (
-        store.size_of(model.root for model in (*store.installed(), *store.adapters())),
-        download.unfinished(),
-    )
-    shared = sum(row["size_bytes"] for row in rows) - used
+        except Exception as error:  # whatever a damaged model does, the others are listed
+            ui.note(f"warning: {model.name}: {getattr(error, 'message', repr(error))[:500]}")
+    used, unfinished = store.size_of(model.root for model in found), download.unfinished()
+    shared = sum(model.size for model in found) - used
     if json:
         ui.write_json({"models": rows, "size_bytes": used, "shared_bytes": shared, "unfinished_bytes": unfinished})
         return
