@@ -15,6 +15,7 @@ from struct import Struct
 from struct import error as StructError
 from typing import Any
 
+from zephyra_converters.regular_file import open_regular
 from zephyra_fusion.errors import ZephyraError
 
 # ggml type: name, weights in a block, bytes of a block (ggml.h, ggml-common.h)
@@ -128,9 +129,8 @@ def parse_header(data: bytes, size: int, path: Path) -> GGUFHeader | None:
 
 def read_header(path: Path | str) -> GGUFHeader:
     """The header of the GGUF file at `path`. ZephyraError: not there, not GGUF, cut short, or damaged."""
-    path = Path(path)
     try:
-        with open(path, "rb") as file:
+        with open_regular(path := Path(path)) as file:
             size = os.fstat(file.fileno()).st_size
             data = file.read(_FIRST_READ)
             while (header := parse_header(data, size, path)) is None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from zephyra_converters.regular_file import open_regular
 from zephyra_fusion.errors import ZephyraError
 
 MOST_BYTES = 16 * 2**20  # of a file: the longest index of shards has 15 MB, a configuration some KB
@@ -20,7 +21,7 @@ def read_json(path: Path, most: int | None = None) -> dict[str, Any]:
     """A JSON object of at most `most` bytes; every way in which a file can be none is a ZephyraError."""
     most = most or _LONGER.get(path.name, MOST_BYTES)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(most + 1)
     except OSError as error:
         raise ZephyraError(f"cannot read '{path}': {error.strerror or error}") from None

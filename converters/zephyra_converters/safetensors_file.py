@@ -18,6 +18,7 @@ from zephyra_converters.checkpoint import LazyTensor
 from zephyra_converters.dtypes import ITEM_SIZE, check_finite, converted, storage
 from zephyra_converters.json_file import MOST_BYTES, parse_json
 from zephyra_converters.read_ahead import read_ahead
+from zephyra_converters.regular_file import open_regular
 from zephyra_fusion.errors import ZephyraError
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def _block(tensor: LazyTensor, dtype: str, begin: int, end: int) -> np.ndarray:
 def _read_header(path: Path) -> tuple[Mapping[str, Any], int]:
     try:
         size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             prefix = file.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
             if not 2 <= length <= min(MAX_HEADER, size - 8):

@@ -18,6 +18,9 @@ from typing import Any
 
 import pytest
 
+from zephyra_converters.gguf_header import read_header
+from zephyra_converters.json_file import read_json
+from zephyra_converters.safetensors_file import read_safetensors
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.tokenizer import Tokenizer
 
@@ -172,6 +175,22 @@ def test_a_link_out_of_a_pack(inside: Inside, tmp_path: Path, tiny_pack: Path) -
     assert "leads out of the pack" in refused(inside, "generate", "-m", root, "hi")
     assert "leads out of the model" in refused(inside, "models", "verify", root)
     assert "leads out of the model" in refused(inside, "push", root, "hf:ada/evil")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes have no names in folders there")
+def test_a_pipe_instead_of_a_file(inside: Inside, tmp_path: Path, tiny_pack: Path, home: Path) -> None:
+    root, part = Path(shutil.copytree(tiny_pack, tmp_path / "pack")), tmp_path / "m-00002-of-00002.gguf"
+    (root / "base.gguf").unlink()
+    os.mkfifo(root / "base.gguf")
+    os.mkfifo(part)
+    for command in (["generate", "-m", root, "hi"], ["models", "verify", root], ["generate", "-m", part, "hi"]):
+        refused(inside, *command)
+    with pytest.raises(ZephyraError, match="it is a pipe or a device"):
+        read_header(part)
+    with pytest.raises(ZephyraError, match="it is a pipe or a device"):
+        read_safetensors(part)
+    with pytest.raises(ZephyraError, match="it is a pipe or a device"):
+        read_json(part)
 
 
 def test_examples_that_swell(inside: Inside, tmp_path: Path, tiny_pack: Path, tiny_adapters: dict[str, Path]) -> None:
