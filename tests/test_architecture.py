@@ -66,7 +66,7 @@ FLOORS = [
     {"backends.protocol", "conversations", "database", "devices", "domain", "interruption", "pack", "prompt", "routing"}
     | {"settings", "text", "home_file", "config_file", "code_block", "prompt_template"}
     | {"held_out", "calibration", "likelihood", "detectors", "examples", "router_features", "manifest"}
-    | {"structure"},
+    | {"structure", "vouched"},
     {"backends"},
     {"bare", "isolated_engine", "loading", "prompt_router", "template"},
     {"engine"},

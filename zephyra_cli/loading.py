@@ -11,6 +11,7 @@ from zephyra_cli.backends.choice import TORCH, choose
 from zephyra_cli.pack import Pack
 from zephyra_cli.settings import Settings
 from zephyra_cli.text import visible
+from zephyra_cli.vouched import vouched
 from zephyra_fusion.draft import Draft, NgramDraft
 from zephyra_fusion.errors import ZephyraError
 
@@ -52,11 +53,10 @@ def load(pack: Pack, settings: Settings) -> Loaded:
 
 
 def isolated(pack: Pack, settings: Settings, backend: str) -> bool:
-    """As the user says; else what C++ is to read and nobody vouches for: a base or a draft without a hash."""
+    """As the user says; else what C++ is to read and nobody vouches for: a pack by its path, a .gguf, a draft."""
     if settings.isolate is not None:
         return settings.isolate
-    vouched = pack.base in pack.files and settings.draft in (AUTO, NGRAM, NONE)
-    return backend != TORCH and not vouched
+    return backend != TORCH and not (settings.draft in (AUTO, NGRAM, NONE) and vouched(pack))
 
 
 def _apart(pack: Pack, settings: Settings) -> Loaded:

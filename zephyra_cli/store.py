@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from zephyra_cli.manifest import leads_out
 from zephyra_cli.pack import MANIFEST, Pack
 from zephyra_cli.settings import DEFAULT_MODEL, home
+from zephyra_cli.vouched import embedded
 from zephyra_fusion.errors import ZephyraError, did_you_mean
 
 if TYPE_CHECKING:
@@ -36,13 +37,6 @@ def size_of(roots: Iterable[Path]) -> int:
     """Bytes on disk of all files of some folders; a file that several share (by hard links) counts once."""
     facts = (path.stat() for root in roots for path in root.rglob("*") if path.is_file())
     return sum({(fact.st_dev, fact.st_ino): fact.st_size for fact in facts}.values())
-
-
-def embedded() -> Path | None:
-    """The default pack's folder: inside the package in a wheel, in `assets/` beside it in a checkout."""
-    package = Path(__file__).parent
-    places = (package / "assets" / DEFAULT_MODEL, package.parent / "assets" / DEFAULT_MODEL)
-    return next((place for place in places if (place / MANIFEST).is_file()), None)
 
 
 def installed() -> list[Installed]:

@@ -91,7 +91,7 @@ PromptCache = Annotated[
 Isolate = Annotated[
     bool | None,
     typer.Option(
-        "--isolate/--no-isolate", help="Run the engine in a process of its own. [default: for files without a hash]"
+        "--isolate/--no-isolate", help="Run the engine in a process of its own. [default: for models named by a path]"
     ),
 ]
 Stats = Annotated[bool | None, typer.Option("--stats", help="A line of figures on standard error.")]

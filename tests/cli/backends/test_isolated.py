@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
 from array import array
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from zephyra_cli.engine import Engine
 from zephyra_cli.loading import isolated
 from zephyra_cli.pack import Pack
 from zephyra_cli.settings import Settings
+from zephyra_cli.vouched import embedded
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.types import SamplingParams, Token
 
@@ -180,8 +183,18 @@ def test_frames_stay_whole(tmp_path: Path) -> None:
         near.send(1)
 
 
-def test_who_is_isolated(tiny_pack: Path, tiny_gguf: Path) -> None:
-    pack, bare = Pack.read(tiny_pack), Pack.bare(tiny_gguf)
+def test_who_is_isolated(tiny_pack: Path, tiny_gguf: Path, home: Path) -> None:
+    stored = Path(shutil.copytree(tiny_pack, home / "models" / "tiny"))
+    pack, bare = Pack.read(stored), Pack.bare(tiny_gguf)
+    (home / "models" / "linked").symlink_to(tiny_pack)
+    for elsewhere in tiny_pack, home / "models" / "linked":  # whatever hashes it claims
+        assert isolated(Pack.read(elsewhere), Settings(), "llama")
+    for missing in "base.gguf", "router.gguf", "adapters/sql.gguf":
+        files = {name: record for name, record in pack.files.items() if name != missing}
+        assert isolated(replace(pack, files=files), Settings(), "llama")
+    assert isolated(replace(pack, draft="draft.gguf"), Settings(), "llama")
+    nano = embedded()
+    assert nano is None or not isolated(Pack.read(nano), Settings(), "llama")
     assert not isolated(pack, Settings(), "llama") and isolated(bare, Settings(), "llama")
     assert isolated(pack, Settings(isolate=True), "llama") and not isolated(bare, Settings(isolate=False), "llama")
     assert isolated(pack, Settings(draft="x.gguf"), "llama")
