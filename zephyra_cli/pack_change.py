@@ -16,7 +16,8 @@ from typing import Any
 
 from zephyra_cli.disk import Busy, lock, writable
 from zephyra_cli.download import folder
-from zephyra_cli.pack import MANIFEST, Pack, load_manifest, safe_path
+from zephyra_cli.install import check_names
+from zephyra_cli.pack import MANIFEST, Pack, load_manifest
 from zephyra_cli.settings import home
 from zephyra_fusion.errors import ZephyraError
 
@@ -75,9 +76,13 @@ class PackChange:
         self._stack.close()
 
     def place(self, name: str, suffix: str) -> Path:
-        """Where a new file may be written; `name` is a path inside the pack without its suffix."""
+        """Where a new file may be written; `name` is a path inside the pack without its suffix.
+
+        ZephyraError: a name that not every system takes, or a link leads out of the pack.
+        """
+        check_names([name + suffix])
         used = {file.casefold() for file in self.manifest["files"]}
-        file, number = safe_path(name + suffix), 1
+        file, number = name + suffix, 1
         while file.casefold() in used or any(os.path.lexists(root / file) for root in (self.root, self._staging)):
             number += 1
             file = f"{name}-{number}{suffix}"

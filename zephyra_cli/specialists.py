@@ -27,12 +27,13 @@ FEW = 30  # examples of a newcomer: with fewer, a warning
 class Newcomer:
     """A domain that is to join: its adapter (a PEFT folder or a .gguf), and prompts that are its own.
 
-    `others`: labelled prompts of the domains that are there, for packs that keep none.
+    Without `prompts` the router does not learn it. `others`: labelled prompts of the domains that are there, for packs
+    that keep none.
     """
 
     name: str
     adapter: Path
-    prompts: Sequence[str] = ()
+    prompts: Sequence[str] | None = None
     others: Sequence[Example] = ()
     description: str = ""
     license: str = ""
@@ -50,8 +51,8 @@ def add(pack: Pack, newcomer: Newcomer, progress: Progress) -> Report:
         raise ZephyraError(
             f"model '{pack.name}' has a domain '{taken[0]}' already", hint=f"zephyra domains remove {taken[0]}"
         )
-    if pack.router is not None and newcomer.prompts:
-        _check_examples(pack, newcomer)
+    if pack.router is not None and newcomer.prompts is not None:
+        _check_examples(pack, newcomer.prompts, newcomer)
     with PackChange(pack) as change:
         progress(0, 3, f"adapter {newcomer.name}")
         place = change.place(f"adapters/{newcomer.name}", ".gguf")
@@ -60,7 +61,7 @@ def add(pack: Pack, newcomer: Newcomer, progress: Progress) -> Report:
         file = change.record(place, license=license, source=newcomer.source or newcomer.adapter.name)
         change.manifest["adapters"][newcomer.name] = {"file": file, "description": newcomer.description, **entry}
         report: Report = {"domain": newcomer.name, "adapter": {"file": file, **entry}, "router": None}
-        if pack.router is not None and newcomer.prompts:
+        if pack.router is not None and newcomer.prompts is not None:
             progress(1, 3, "router")
             given = [*newcomer.others, *(Example(prompt, newcomer.name) for prompt in newcomer.prompts)]
             samples = [*_kept(pack), *look_at(pack, given)]
@@ -168,10 +169,11 @@ def check_known(pack: Pack, names: Sequence[str]) -> None:
 def look_at(pack: Pack, examples: Sequence[Example]) -> list[Sample]:
     """The examples as the pack's router sees them; their prompts are kept for reports alone."""
     from zephyra_cli.engine import Engine
-    from zephyra_cli.settings import Settings
+    from zephyra_cli.settings import Settings, load
     from zephyra_converters.newcomers import Sample
 
-    engine, samples = Engine.open(pack, Settings(threads=1)), []  # at this size a second thread only waits
+    settings = Settings(threads=1, isolate=load({}).isolate)  # at this size a second thread only waits
+    engine, samples = Engine.open(pack, settings), []
     try:
         for example in dict.fromkeys(examples):
             tokens, shares = engine.router.look(example.prompt)
@@ -181,12 +183,12 @@ def look_at(pack: Pack, examples: Sequence[Example]) -> list[Sample]:
     return samples
 
 
-def _check_examples(pack: Pack, newcomer: Newcomer) -> None:
+def _check_examples(pack: Pack, prompts: Sequence[str], newcomer: Newcomer) -> None:
     from zephyra_converters.newcomers import FEWEST
 
-    if len(newcomer.prompts) < FEWEST:
+    if len(prompts) < FEWEST:
         raise ZephyraError(
-            f"there are {len(newcomer.prompts)} different examples of '{newcomer.name}', the router needs {FEWEST}",
+            f"there are {len(prompts)} different examples of '{newcomer.name}', the router needs {FEWEST}",
             hint="30 to 50 prompts as users would type them make a good start",
         )
     if not pack.features_file and not newcomer.others:

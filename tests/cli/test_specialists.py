@@ -174,6 +174,8 @@ def test_what_cannot_be_is_refused_and_changes_nothing(
     for newcomer, message in (
         (Newcomer(name="Shell", adapter=tiny_adapters["a"]), "has a domain 'shell' already"),
         (Newcomer(name="auto", adapter=tiny_adapters["a"]), "cannot be the name"),
+        (Newcomer(name="con", adapter=tiny_adapters["a"]), "cannot be a file's name on every system"),
+        (Newcomer(name="music", adapter=tiny_adapters["a"], prompts=[]), "0 different examples"),
         (Newcomer(name="music", adapter=other), "does not fit the base"),
         (Newcomer(name="music", adapter=tiny_adapters["a"], prompts=["a", "b"]), "2 different examples"),
     ):
@@ -184,6 +186,21 @@ def test_what_cannot_be_is_refused_and_changes_nothing(
     with pytest.raises(ZephyraError, match="at least two"):
         specialists.merge(pack, ["shell"], "x", "cat", None)
     assert sorted((path, path.read_bytes()) for path in pack.root.rglob("*") if path.is_file()) == before
+
+
+def test_a_look_is_isolated_as_the_user_wishes(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def opened(pack: Pack, settings: Settings) -> Engine:
+        asked.append(settings.isolate)
+        raise ZephyraError("enough")
+
+    monkeypatch.setattr(Engine, "open", opened)
+    for wish in "true", "false", None:
+        monkeypatch.setenv("ZEPHYRA_ISOLATE", wish) if wish else monkeypatch.delenv("ZEPHYRA_ISOLATE")
+        with pytest.raises(ZephyraError, match="enough"):
+            look_at(pack, [])
+    assert asked == [True, False, None]
 
 
 def test_a_pack_without_examples_says_what_it_lacks(tiny_pack: Path, tmp_path: Path, music: Newcomer) -> None:

@@ -81,7 +81,7 @@ def add(
     labelled = read_examples(others) if others else []
     if unknown := sorted({example.domain for example in labelled} - known):
         raise typer.BadParameter(f"--others names domains that the model lacks: {', '.join(unknown)}")
-    prompts = read_prompts(examples) if examples else []
+    prompts = read_prompts(examples) if examples else None
     path, source, its_license = _adapter(adapter, pack, offline)
     newcomer = specialists.Newcomer(
         name=name,
@@ -97,7 +97,7 @@ def add(
         report = specialists.add(pack, newcomer, progress)
     _show(report, json, f"{name} joined {report['model']}")
     if not json:
-        _show_router(report["router"], name, len(prompts))
+        _show_router(report["router"], name, len(prompts or ()))
 
 
 @domains.command()
