@@ -118,7 +118,8 @@ def _read_header(path: Path) -> tuple[Mapping[str, Any], int]:
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
             if not 2 <= length <= min(MAX_HEADER, size - 8):
                 raise ZephyraError(
-                    f"{path} is not a safetensors file: its header length is {length}, the file's {size}"
+                    f"{path} is not a safetensors file: its header length is {length}, the file's {size}, "
+                    f"at most {min(MAX_HEADER, size - 8)} are possible"
                 )
             text = file.read(length)
     except OSError as error:

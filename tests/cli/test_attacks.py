@@ -226,6 +226,9 @@ def test_a_damaged_model_is_no_end_of_the_list(inside: Inside, home: Path, tiny_
         (root / "config.json").write_bytes(config)
         if weights:
             (root / "model.safetensors").write_bytes(struct.pack("<Q", len(weights)) + weights)
+    (receipt := home / "models" / "receipt").mkdir()
+    (receipt / "config.json").write_text("{}")
+    (receipt / ".pulled.json").write_text('{"license": {"a": 1}}')
     begun = time.monotonic()
     status, out, told = inside("models")
     assert status == 0 and "whole" in out and "-0" not in told and time.monotonic() - begun < SECONDS

@@ -27,12 +27,15 @@ def list_models(context: typer.Context, json: Json = False) -> None:
     if subcommand_follows(context):
         return
     from zephyra_cli import download, store, ui
+    from zephyra_cli.text import visible
 
     found = (*store.installed(), *store.adapters())
-    rows: list[dict[str, Any]] = []
+    rows, cells = [], []
     for model in found:
         try:
-            rows.append(_facts(model))
+            facts = _facts(model)
+            cells.append(tuple(map(visible, _cells(facts))))
+            rows.append(facts)
         except Exception as error:  # whatever a damaged model does, the others are listed
             ui.note(f"warning: {model.name}: {getattr(error, 'message', repr(error))[:500]}")
     used, unfinished = store.size_of(model.root for model in found), download.unfinished()
@@ -41,7 +44,7 @@ def list_models(context: typer.Context, json: Json = False) -> None:
         ui.write_json({"models": rows, "size_bytes": used, "shared_bytes": shared, "unfinished_bytes": unfinished})
         return
     head = ("NAME", "KIND", "SIZE", "TYPE", "CONTEXT", "PARAMETERS", "LICENSE", "DOMAINS")
-    ui.write_table([head, *map(_cells, rows)], right=(2, 4, 5))
+    ui.write_table([head, *cells], right=(2, 4, 5))
     ui.note(f"{_size(used)} on disk" + (f", {_size(shared)} of it shared by several" if shared else ""))
     if unfinished:
         ui.note(f"{_size(unfinished)} of unfinished downloads: pull again to go on, zephyra models clean drops them")
