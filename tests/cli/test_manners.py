@@ -15,6 +15,7 @@ import pytest
 from tests.cli.process import PROGRAM, Run, start, wait_until_blocked
 
 LONG = ("-n", 480, "-t", 1.2, "--seed", 3, "-d", "none")
+HERE = "--no-isolate"  # a program that waits for its child sleeps before its own pipe is full
 
 
 def held_pipe() -> tuple[int, int, int]:
@@ -33,7 +34,15 @@ def test_an_interruption_keeps_the_partial_answer(
     zephyra: Run, tiny_pack: Path, number: int, status: int, form: str
 ) -> None:
     """A full pipe holds the program in the middle of its answer until the signal comes."""
-    arguments = ("generate", "-m", tiny_pack, *LONG, *(["--stream-json"] if form == "stream-json" else []), "hello")
+    arguments = (
+        "generate",
+        "-m",
+        tiny_pack,
+        HERE,
+        *LONG,
+        *(["--stream-json"] if form == "stream-json" else []),
+        "hello",
+    )
     reading, writing, filled = held_pipe()
     process = start(*arguments, stdout=writing)
     os.close(writing)
