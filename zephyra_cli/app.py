@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import NoReturn
 
 from zephyra_cli import interruption
 from zephyra_cli.ending import end_as_cat, leave
-from zephyra_fusion.errors import ZephyraError
 
 
 def main() -> NoReturn:
@@ -33,16 +31,8 @@ def _run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, BrokenPipeError):
         raise
     except BaseException as error:
-        if os.environ.get("ZEPHYRA_TRACEBACK") == "1":
-            raise
-        if isinstance(error, ZephyraError):
-            ui.complain(error.message, error.hint)
-        elif isinstance(error, OSError):
-            ui.complain(str(error), None)
-        elif isinstance(error, MemoryError):
-            ui.complain("not enough memory", "a smaller model or a smaller --context needs less")
-        else:
-            ui.complain(f"{type(error).__name__}: {error}", "a fault of zephyra; ZEPHYRA_TRACEBACK=1 shows where")
+        said = ui.in_words(error)
+        ui.complain(said.message, said.hint)
         return 1
 
 

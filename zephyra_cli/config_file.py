@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from zephyra_cli import home_file
 from zephyra_cli.settings import KINDS, PROFILE, Settings, config_file, known, parse
+from zephyra_cli.text import utf8
 from zephyra_fusion.errors import ZephyraError, did_you_mean
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ EXAMPLE = "# Settings of zephyra; `zephyra config` shows them all. A profile beg
 
 def set_value(name: str, text: str, profile: str | None) -> None:
     """Write a setting. ZephyraError: unknown, of the wrong kind, out of bounds, or the file cannot be written."""
+    utf8(text, f"setting '{name}'")
     value = parse(name, text, of=f"setting '{name}'")
     replace(Settings(), **{name: value})
     document = _read()

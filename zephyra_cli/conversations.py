@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zephyra_cli.database import Database
+from zephyra_cli.text import utf8
 from zephyra_fusion.errors import ZephyraError
 
 if TYPE_CHECKING:
@@ -220,6 +221,7 @@ class Conversations:
 
     def search(self, words: str, *, limit: int = 20) -> list[Found]:
         """Turns in which every word stands somewhere, in question or answer, small or capital; the latest last."""
+        utf8(words, "what is searched for")
         long = [word for word in words.split() if len(word) >= TRIGRAM]
         conditions, values = ["1"], list[object]()
         for word in words.split():

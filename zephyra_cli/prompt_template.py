@@ -10,6 +10,7 @@ from typing import Any
 
 from zephyra_cli.prompt import read_text
 from zephyra_cli.settings import KINDS, checked, home
+from zephyra_cli.text import utf8
 from zephyra_fusion.errors import ZephyraError, did_you_mean
 
 INPUT = "input"  # the variable that stands for argument, standard input and files
@@ -49,6 +50,7 @@ class PromptTemplate:
         import tomllib
 
         where = f"template '{path}'"
+        utf8(text, where)
         try:
             values = tomllib.loads(text + "\n")
         except tomllib.TOMLDecodeError as error:
@@ -129,6 +131,7 @@ def parse_values(given: Iterable[str]) -> dict[str, str]:
             raise ZephyraError(f"'{entry}' is not NAME=VALUE", hint="as in -p language=German")
         if name in values:
             raise ZephyraError(f"variable '{name}' is given twice")
+        utf8(value, f"variable '{name}'")
         values[name] = value
     return values
 

@@ -10,6 +10,7 @@ from zephyra_cli.conversations import Turn
 from zephyra_cli.domain import AUTO, parse_domain
 from zephyra_cli.engine import Answer, Engine, Request
 from zephyra_cli.routing import UNROUTED, USER, Decision, SwitchPolicy, chosen
+from zephyra_cli.text import AnswerText
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.router import NONE
 from zephyra_fusion.types import Message, Route, SamplingParams
@@ -48,6 +49,7 @@ class Session:
     _first: int = 0  # turns before it no longer fit the context
 
     def __post_init__(self) -> None:
+        AnswerText(self.stop)  # what it refuses is refused before the first question
         self.pin(self.domain)
 
     def pin(self, domain: str) -> None:

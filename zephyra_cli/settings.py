@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from zephyra_cli.text import utf8
 from zephyra_fusion.errors import ZephyraError, did_you_mean
 from zephyra_fusion.types import SamplingParams
 
@@ -61,6 +62,8 @@ class Settings:
         for name in ("threads", "context", "kv_memory", "prompt_cache_size"):
             if (number := getattr(self, name)) is not None and number < 1:
                 raise ZephyraError(f"{name} is {number}, must be at least 1")
+        if self.system is not None:
+            utf8(self.system, "the system prompt")
         self._over(SamplingParams())
 
     def sampling(self, defaults: SamplingParams) -> SamplingParams:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from zephyra_cli.prompt import read_text
+from zephyra_cli.text import utf8
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.types import SamplingParams
 
@@ -30,6 +31,7 @@ def structured(params: SamplingParams, schema: str | None, grammar: Path | None)
 def _schema(given: str) -> str:
     import json
 
+    utf8(given, "--schema")
     if not given.strip():
         raise ZephyraError("--schema is empty", hint='as in {"type": "object"}, or a file')
     inline = given.lstrip().startswith(("{", "[", '"')) or given.strip() in ("true", "false")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import select
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from zephyra_cli import slash, ui
 from zephyra_cli.interruption import Terminated, allowing, deferred
 from zephyra_cli.prompt import MOST_BYTES, decode
-from zephyra_cli.text import counted
+from zephyra_cli.text import counted, utf8
 from zephyra_fusion.errors import ZephyraError
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def _lines(chat: Chat) -> bool:
     while True:
         try:
             if question := lines.read("").strip():
-                chat.ask(question)
+                _survived(lambda: chat.ask(question))
         except EOFError:
             return all_answered
         except ZephyraError as error:
@@ -109,12 +110,12 @@ def _turn(chat: Chat, lines: Lines) -> None:
     if text.startswith(QUOTES):
         text = _quoted(text.removeprefix(QUOTES), lines)
     elif text.startswith("/"):
-        slash.run(text, chat)
+        utf8(text, "the line")
+        _survived(lambda: slash.run(text, chat))
         return
-    if text and draft:
-        chat.replace_last(text)
-    elif text:
-        chat.ask(text)
+    utf8(text, "the line")
+    if text:
+        _survived(lambda: chat.replace_last(text) if draft else chat.ask(text))
 
 
 def _quoted(text: str, lines: Lines) -> str:
@@ -122,6 +123,16 @@ def _quoted(text: str, lines: Lines) -> str:
     while QUOTES not in text:
         text += "\n" + lines.read("... ")
     return text.partition(QUOTES)[0].strip()
+
+
+def _survived(work: Callable[[], None]) -> None:
+    """ZephyraError, whatever goes wrong: it costs this turn, not the chat."""
+    try:
+        work()
+    except (ZephyraError, BrokenPipeError):
+        raise
+    except Exception as error:
+        raise ui.in_words(error) from error
 
 
 def _continued(chat: Chat) -> str:

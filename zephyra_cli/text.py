@@ -59,13 +59,13 @@ def _head(text: str, width: int) -> str:
     return text[: bisect_right(range(1, len(text) + 1), width, key=lambda end: cells(text[:end]))]
 
 
-def utf8(text: str) -> bytes:
-    """ZephyraError: the text is no valid Unicode, for a lone surrogate has no bytes."""
+def utf8(text: str, what: str = "the text") -> bytes:
+    """ZephyraError: the text is no valid Unicode, for a lone surrogate has no bytes; `what` names it."""
     try:
         return text.encode()
     except UnicodeEncodeError as error:
         raise ZephyraError(
-            f"the text is no valid Unicode: character {error.start} is the lone surrogate {text[error.start]!r}",
+            f"{what} is no valid Unicode: character {error.start} is the lone surrogate {text[error.start]!r}",
             hint="input must be UTF-8",
         ) from None
 
@@ -85,6 +85,8 @@ class AnswerText:
     def __init__(self, stop: Sequence[str] = ()) -> None:
         if "" in stop:
             raise ZephyraError("a stop string is empty", hint="give --stop the text that shall end the answer")
+        for text in stop:
+            utf8(text, "a stop string")
         self._stop = tuple(stop)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""

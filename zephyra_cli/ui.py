@@ -161,6 +161,20 @@ def _fitted(text: str) -> str:
 _PAGE = 2000  # characters
 
 
+def in_words(error: BaseException) -> ZephyraError:
+    """What went wrong, for a user. The error itself is raised where ZEPHYRA_TRACEBACK asks for its traceback."""
+    if os.environ.get("ZEPHYRA_TRACEBACK") == "1":
+        raise error
+    if isinstance(error, ZephyraError):
+        return error
+    if isinstance(error, OSError):
+        return ZephyraError(str(error))
+    if isinstance(error, MemoryError):
+        return ZephyraError("not enough memory", hint="a smaller model or a smaller --context needs less")
+    fault = "a fault of zephyra; ZEPHYRA_TRACEBACK=1 shows where"
+    return ZephyraError(f"{type(error).__name__}: {error}", hint=fault)
+
+
 def complain(message: str, hint: str | None) -> None:
     """An error's words come in part from files: what is longer than a page of them helps nobody."""
     note(f"error: {message if len(message) <= _PAGE else message[:_PAGE] + '…'}")

@@ -43,6 +43,9 @@ from tests.conftest import write
         (["--threads", "0", "hi"], b"", "threads is 0", ""),
         (["--backend", "llama", "--device", "cuda", "hi"], b"", "device 'cuda' is not available", ""),
         (["--stop", "", "hi"], b"", "a stop string is empty", ""),
+        (["--stop", "caf\udce9", "hi"], b"", "a stop string is no valid Unicode: character 3", "UTF-8"),
+        (["-s", "caf\udce9", "hi"], b"", "the system prompt is no valid Unicode: character 3", "UTF-8"),
+        (["--schema", '{"const": "caf\udce9"}', "hi"], b"", "--schema is no valid Unicode", "UTF-8"),
     ],
 )
 def test_bad_input_is_an_error_with_status_1(
@@ -53,6 +56,24 @@ def test_bad_input_is_an_error_with_status_1(
     said = run.stderr.decode()
     assert said.startswith("error: ") and message in said and hint in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["chat", "-s", "caf\udce9"],
+        ["chat", "--stop", "caf\udce9"],
+        ["log", "search", "\udcff"],
+        ["config", "set", "system", "caf\udce9"],
+        ["config", "set", "model", "caf\udce9"],
+        ["templates", "new", "cafe", "--description", "caf\udce9", "hi"],
+        ["generate", "-T", "translate", "-p", "language=caf\udce9", "hi"],
+    ],
+)
+def test_an_argument_that_is_no_utf8_is_refused(zephyra: Run, tiny_pack: Path, arguments: list[str]) -> None:
+    run = zephyra(*arguments, stdin=b"hi\n", ZEPHYRA_MODEL=str(tiny_pack))
+    assert (run.returncode, run.stdout) == (1, b"")
+    assert b"is no valid Unicode: character" in run.stderr and b"fault of zephyra" not in run.stderr
 
 
 @pytest.mark.parametrize(

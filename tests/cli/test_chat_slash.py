@@ -166,6 +166,25 @@ def test_quotes_hold_several_lines(chat: Chat) -> None:
     assert kept(chat) == ["first\n/help is text here\nlast"]
 
 
+@pytest.mark.parametrize("line", ["caf\udce9", "/system caf\udce9", '"""caf\udce9"""'])
+def test_a_line_that_is_no_unicode_is_refused(chat: Chat, line: str) -> None:
+    chat.session.system = "be brief"
+    with pytest.raises(ZephyraError, match="no valid Unicode: character"):
+        talk._turn(chat, Typed(line))
+    assert chat.session.turns == [] and chat.session.system == "be brief"
+
+
+def test_a_fault_costs_its_turn_not_the_chat(chat: Chat) -> None:
+    backend = chat.session.engine.backend
+    assert isinstance(backend, ScriptedBackend)
+    backend.pieces = (b"half", RuntimeError("a fault"))
+    with pytest.raises(ZephyraError, match="RuntimeError: a fault"):
+        talk._turn(chat, Typed("one"))
+    backend.pieces = (b"yes",)
+    talk._turn(chat, Typed("two"))
+    assert kept(chat)[-1] == "two"
+
+
 def test_sending_the_edited_line_replaces_the_turn(chat: Chat) -> None:
     lines = Typed("one", "/edit", "two")
     for _ in range(3):
