@@ -13,6 +13,7 @@ from zephyra_fusion.errors import ZephyraError
 
 VERSION = 2
 WAIT_S = 5.0  # for another program that is writing
+LARGEST = 2**63 - 1
 DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 T = TypeVar("T")
@@ -105,6 +106,8 @@ class Database:
 
     def rows(self, sql: str, *values: object) -> list[Any]:
         """ZephyraError: it cannot be read. A damaged file is set aside and there is nothing."""
+        # What is beyond SQLite's numbers: no row has the largest, and as a limit it is none.
+        values = tuple(min(value, LARGEST) if isinstance(value, int) else value for value in values)
         try:
             try:
                 return self._connection.execute(sql, values).fetchall()
