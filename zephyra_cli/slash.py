@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 BAR = 30  # cells of a probability of 1
 KEYS = (
-    ('"""', "begins a text of several lines, and ends it"),
+    ('"""', "begins a text of several lines; at the end of a line, ends it"),
     ("Esc Enter", "a new line"),
     ("Tab", "completes a command, a name, a path"),
     ("Ctrl-R", "searches what you typed before, in earlier chats too"),

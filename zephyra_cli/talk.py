@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from zephyra_cli.chat import Chat
 
 QUOTES = '"""'
+COMMAND = re.compile(r"/\w.*")  # one line: a pasted text may begin with a path, a single line with a comment
 
 
 class Lines(Protocol):
@@ -107,22 +109,26 @@ def _lines(chat: Chat) -> bool:
 def _turn(chat: Chat, lines: Lines) -> None:
     draft, chat.draft = chat.draft, ""
     text = lines.read(chat.prompt, draft).strip()
-    if text.startswith(QUOTES):
-        text = _quoted(text.removeprefix(QUOTES), lines)
-    elif text.startswith("/"):
-        utf8(text, "the line")
-        _survived(lambda: slash.run(text, chat))
-        return
+    if quoted := text.startswith(QUOTES) and "\n" not in text:  # a pasted text is whole, whatever it begins with
+        text = _quoted(text, lines)
     utf8(text, "the line")
-    if text:
+    if not quoted and COMMAND.fullmatch(text):
+        _survived(lambda: slash.run(text, chat))
+    elif text:
         _survived(lambda: chat.replace_last(text) if draft else chat.ask(text))
 
 
 def _quoted(text: str, lines: Lines) -> str:
-    """All up to the closing quotes, however many lines."""
-    while QUOTES not in text:
-        text += "\n" + lines.read("... ")
-    return text.partition(QUOTES)[0].strip()
+    """What stands behind the opening quotes, up to a line that ends with the closing ones.
+
+    A line that closes them and goes on is a text as it stands: nothing that was typed is dropped.
+    """
+    inner = text.removeprefix(QUOTES)
+    if QUOTES in inner and not inner.endswith(QUOTES):
+        return text
+    while not inner.endswith(QUOTES):
+        inner += "\n" + lines.read("... ").rstrip()
+    return inner.removesuffix(QUOTES).strip()
 
 
 def _survived(work: Callable[[], None]) -> None:

@@ -166,6 +166,25 @@ def test_quotes_hold_several_lines(chat: Chat) -> None:
     assert kept(chat) == ["first\n/help is text here\nlast"]
 
 
+@pytest.mark.parametrize(
+    ("lines", "question"),
+    [
+        (['"""one line"""'], "one line"),
+        (['"""', "one", 'say """hi""" to', 'two"""'], 'one\nsay """hi""" to\ntwo'),
+        (['"""first', 'last""" ', "next"], "first\nlast"),
+        (['"""a word""" and a tail'], '"""a word""" and a tail'),
+        (['"""Module docstring."""\nimport os\n'], '"""Module docstring."""\nimport os'),
+        (["// a comment\nint x;"], "// a comment\nint x;"),
+        (["/usr/bin/env\nwhat is it?"], "/usr/bin/env\nwhat is it?"),
+        (["// what is this?"], "// what is this?"),
+        (['"""/help"""'], "/help"),
+    ],
+)
+def test_nothing_of_a_text_is_dropped_or_taken_for_a_command(chat: Chat, lines: list[str], question: str) -> None:
+    talk._turn(chat, Typed(*lines))
+    assert kept(chat) == [question]
+
+
 @pytest.mark.parametrize("line", ["caf\udce9", "/system caf\udce9", '"""caf\udce9"""'])
 def test_a_line_that_is_no_unicode_is_refused(chat: Chat, line: str) -> None:
     chat.session.system = "be brief"
