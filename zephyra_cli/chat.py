@@ -58,10 +58,20 @@ class Chat:
 
     def replace_last(self, question: str) -> None:
         """Ask this instead of the last question. Where no answer comes, the last turn stays."""
+        self._instead(lambda: self.ask(question))
+
+    def retry(self) -> None:
+        """Ask the last question again, or summarize again. Where no answer comes, the last turn stays."""
+        if not self.session.turns:
+            raise ZephyraError("there is no question to answer again")
+        last = self.session.turns[-1]
+        self._instead(self.compact if last.summary else lambda: self.ask(last.question))
+
+    def _instead(self, work: Callable[[], None]) -> None:
         turn = self.undo()
         count = len(self.session.turns)
         try:
-            self.ask(question)
+            work()
         finally:
             if len(self.session.turns) == count:
                 self.session.turns.append(turn)

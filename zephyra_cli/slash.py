@@ -111,16 +111,18 @@ def _retry(chat: Chat, argument: str) -> None:
     if session.params.temperature == 0.0:
         ui.note("note: the temperature is 0, so the answer will be the same; /set temperature 0.7 varies it")
     session.params = replace(session.params, seed=int.from_bytes(os.urandom(4)))
-    chat.replace_last(session.turns[-1].question)
+    chat.retry()
 
 
 def _edit(chat: Chat, argument: str) -> None:
+    if not chat.session.turns:
+        raise ZephyraError("there is no question to edit")
+    if (last := chat.session.turns[-1]).summary:
+        raise ZephyraError("the last turn is a summary", hint="/retry writes it anew, /undo takes it back")
     if argument:
         chat.replace_last(argument)
-    elif chat.session.turns:
-        chat.draft = chat.session.turns[-1].question
     else:
-        raise ZephyraError("there is no question to edit")
+        chat.draft = last.question
 
 
 def _undo(chat: Chat, argument: str) -> None:
@@ -258,7 +260,7 @@ COMMANDS = {
     "domain": Command("[auto|none|NAME|NAME=W,…]", "who answers from now on", _domain, _domains),
     "why": Command("", "what the router said, and why this one answered", _why),
     "system": Command("[TEXT|none]", "show or set the system prompt", _system),
-    "retry": Command("", "answer the last question again", _retry),
+    "retry": Command("", "answer the last question again, or summarize again", _retry),
     "edit": Command("[TEXT]", "change the last question and ask it instead", _edit),
     "undo": Command("", "take the last turn back", _undo),
     "save": Command("FILE.md|FILE.json", "write the conversation to a file", _save, _paths),

@@ -137,6 +137,22 @@ def test_a_summary_of_the_conversation(chat: Chat) -> None:
     assert kept(chat) == ["one"]
 
 
+def test_a_summary_is_written_anew_and_not_edited(chat: Chat) -> None:
+    chat.ask("one")
+    slash.run("/compact", chat)
+    slash.run("/retry", chat)
+    assert kept(chat) == ["one", SUMMARIZE] and chat.session.turns[-1].summary
+    for line in ("/edit", "/edit better"):
+        with pytest.raises(ZephyraError, match="is a summary"):
+            slash.run(line, chat)
+    backend = chat.session.engine.backend
+    assert isinstance(backend, ScriptedBackend)
+    backend.pieces = (b" ",)
+    with pytest.raises(ZephyraError, match="no summary to give"):
+        slash.run("/retry", chat)
+    assert kept(chat) == ["one", SUMMARIZE] and chat.session.turns[-1].summary and not chat.draft
+
+
 def test_a_file_goes_with_the_next_question_alone(chat: Chat, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("some notes\n")
     slash.run(f"/file {tmp_path}/notes.txt", chat)
