@@ -58,20 +58,17 @@ class Chat:
 
     def replace_last(self, question: str) -> None:
         """Ask this instead of the last question. Where no answer comes, the last turn stays."""
-        self._instead(lambda: self.ask(question))
+        self._instead(lambda turn: self.ask(question))
 
     def retry(self) -> None:
         """Ask the last question again, or summarize again. Where no answer comes, the last turn stays."""
-        if not self.session.turns:
-            raise ZephyraError("there is no question to answer again")
-        last = self.session.turns[-1]
-        self._instead(self.compact if last.summary else lambda: self.ask(last.question))
+        self._instead(lambda turn: self.compact() if turn.summary else self.ask(turn.question))
 
-    def _instead(self, work: Callable[[], None]) -> None:
+    def _instead(self, work: Callable[[Turn], None]) -> None:
         turn = self.undo()
         count = len(self.session.turns)
         try:
-            work()
+            work(turn)
         finally:
             if len(self.session.turns) == count:
                 self.session.turns.append(turn)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zephyra_cli.database import Database
-from zephyra_cli.text import utf8
 from zephyra_fusion.errors import ZephyraError
 
 if TYPE_CHECKING:
@@ -193,10 +192,10 @@ class Conversations:
         return [found[row] for row in rows]
 
     def last(self, source: str = "chat") -> int:
-        """The conversation (of that source) that was spoken in last. ZephyraError: there is none."""
+        """The conversation (of that source) that has the last turn not taken back. ZephyraError: there is none."""
         rows = self._database.rows(
             "SELECT conversation FROM turns JOIN conversations ON conversations.id = conversation "
-            "WHERE source = ? ORDER BY turns.id DESC LIMIT 1",
+            "WHERE source = ? AND NOT undone ORDER BY turns.id DESC LIMIT 1",
             source,
         )
         if not rows:
@@ -204,10 +203,11 @@ class Conversations:
         return int(rows[0][0])
 
     def summaries(self, *, source: str | None = None, limit: int = -1) -> list[Summary]:
-        """The last `limit` conversations (all: -1), the latest last; a conversation's title is its first question."""
+        """The last `limit` conversations (all: -1), the latest last; the title is the first question that still stands."""
         rows = self._database.rows(
             "SELECT * FROM (SELECT turns.conversation, groups.at, groups.count, turns.question, source, groups.last "
-            "FROM (SELECT conversation, max(at) AS at, sum(NOT undone) AS count, min(id) AS first, max(id) AS last "
+            "FROM (SELECT conversation, max(at) AS at, sum(NOT undone) AS count, max(id) AS last, "
+            "coalesce(min(CASE WHEN NOT undone AND NOT summary THEN id END), min(id)) AS first "
             "FROM turns GROUP BY conversation) AS groups JOIN turns ON turns.id = groups.first "
             "JOIN conversations ON conversations.id = turns.conversation "
             "WHERE ? IS NULL OR source = ? ORDER BY groups.last DESC LIMIT ?) ORDER BY last",
@@ -221,7 +221,6 @@ class Conversations:
 
     def search(self, words: str, *, limit: int = 20) -> list[Found]:
         """Turns in which every word stands somewhere, in question or answer, small or capital; the latest last."""
-        utf8(words, "what is searched for")
         long = [word for word in words.split() if len(word) >= TRIGRAM]
         conditions, values = ["1"], list[object]()
         for word in words.split():

@@ -79,12 +79,15 @@ class Session:
         """A summary of the turns, by the bare base; from then on it stands for them. Pieces, then the `Answer`.
 
         What is too long for one prompt is summarized in parts, each together with the summary of those before it.
-        An interruption, or an empty summary (ZephyraError), changes nothing.
+        An interruption, or an empty summary (ZephyraError), changes nothing. ZephyraError, at once: there are no turns.
         """
         summary, lowest = self._summarized()
-        turns, begun = self.turns[lowest:], 0
-        if not turns:
+        if not self.turns[lowest:]:
             raise ZephyraError("there is nothing to summarize yet")
+        return self._compacted(summary, self.turns[lowest:])
+
+    def _compacted(self, summary: list[Turn], turns: list[Turn]) -> Generator[str | Answer, None, Turn | None]:
+        begun = 0
         while (end := self._last_that_fits(summary, turns, begun)) < len(turns):
             self.say(f"summarizing turns {begun + 1} to {end} of {len(turns)}")
             text = self._summary([*summary, *turns[begun:end]])

@@ -129,6 +129,7 @@ def test_a_file_of_another_version(chat: Chat, tmp_path: Path) -> None:
 def test_a_summary_of_the_conversation(chat: Chat) -> None:
     with pytest.raises(ZephyraError, match="nothing to summarize"):
         slash.run("/compact", chat)
+    assert chat.log.conversation is None, "and what is refused is not kept"
     chat.ask("one")
     slash.run("/compact", chat)
     assert kept(chat) == ["one", SUMMARIZE] and chat.session.turns[-1].summary

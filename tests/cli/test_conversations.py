@@ -95,6 +95,17 @@ def test_an_undone_turn_is_out_of_the_conversation_but_in_the_file(path: Path, n
     assert questions(kept, number) == ["one", "two", "three"]
 
 
+def test_what_was_taken_back_is_neither_continued_nor_a_title(path: Path, notes: list[str]) -> None:
+    kept = Conversations(path, notes.append)
+    first = add(kept, None, turn("a first one"))
+    second, row = kept.begin(None, "too long", None)
+    kept.mark(row, undone=True, interrupted=True)
+    assert kept.last() == first and kept.summaries()[-1].title == "too long"
+    add(kept, second, turn("of a summary", summary=True))
+    add(kept, second, turn("a second one"))
+    assert kept.last() == second and kept.summaries()[-1].title == "a second one"
+
+
 def test_search(path: Path, notes: list[str]) -> None:
     kept = Conversations(path, notes.append)
     number = add(kept, None, turn("find . -type f"))

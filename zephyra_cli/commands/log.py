@@ -44,8 +44,9 @@ def search(
     from dataclasses import asdict
 
     from zephyra_cli import ui
-    from zephyra_cli.text import shorten
+    from zephyra_cli.text import shorten, utf8
 
+    utf8(" ".join(words), "what is searched for")
     found = _conversations().search(" ".join(words), limit=count or -1)
     if json:
         ui.write_json({"turns": [asdict(line) for line in found]})
