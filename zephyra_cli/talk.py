@@ -34,6 +34,8 @@ class PlainLines:
     """Lines of standard input, the prompt on standard error: for pipes, dumb terminals and screen readers."""
 
     def read(self, prompt: str, draft: str = "") -> str:
+        if draft:  # it cannot stand in the line, as in one that is edited
+            ui.note(f"{draft}\n(the next line replaces this question, an empty one keeps it)")
         try:
             if prompt and sys.stderr is not None:
                 print(prompt, end="", file=sys.stderr, flush=True)

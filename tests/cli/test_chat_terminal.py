@@ -129,6 +129,21 @@ def test_plain_is_words_alone(tiny_pack: Path) -> None:
     assert "%" in seen and "#" not in seen and not set(re.findall(r"[\x00-\x1f]", chat.all)) - {"\r", "\n", "\t"}
 
 
+def test_an_edit_without_an_editor_says_what_the_next_line_does(tiny_pack: Path, home: Path) -> None:
+    with Terminal("chat", "-m", tiny_pack, "-n", 2, "-d", "none", "--plain", size=(80, 24), **XTERM) as chat:
+        chat.sees("base! ")
+        chat.types("first question\n")
+        chat.sees("base! ")
+        for line in ("", "another one"):
+            chat.types("/edit\n")
+            chat.sees(r"first question\r\n\(the next line replaces this question, an empty one keeps it\)\r\n")
+            chat.sees("base! ")
+            chat.types(line + "\n")
+            chat.sees("base! ")
+        assert chat.leaves() == 0
+    assert [question for question, _, _ in kept(home)] == ["another one"]
+
+
 def test_a_setting_makes_it_plain(tiny_pack: Path) -> None:
     with Terminal("chat", "-m", tiny_pack, "-n", 1, size=(80, 24), ZEPHYRA_PLAIN="1", **XTERM) as chat:
         chat.sees("auto> ")
