@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from zephyra_cli import store, ui
 from zephyra_cli.conversations import Turn
@@ -14,9 +15,10 @@ from zephyra_cli.follow import follow, show_text
 from zephyra_cli.interruption import allowing
 from zephyra_cli.log import Log
 from zephyra_cli.session import SUMMARIZE, Session
-from zephyra_cli.settings import Settings
+from zephyra_cli.settings import Settings, fresh_seed
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.router import NONE
+from zephyra_fusion.types import SamplingParams
 
 Show = Callable[[str | Answer], None]
 
@@ -37,6 +39,8 @@ class Chat:
     """Texts that go with the next question."""
     draft: str = ""
     """What the next input line begins with; sending it replaces the last turn."""
+    chosen: dict[str, Any] = field(default_factory=dict)
+    """Of the sampling, what was set by hand: it stays when the model changes."""
     leaving: bool = False
 
     def ask(self, question: str) -> None:
@@ -108,13 +112,27 @@ class Chat:
         self.log.conversation = None
         self.files.clear()
 
+    def choose(self, **values: Any) -> None:
+        """Sample so from now on. ZephyraError: a value that cannot be; nothing was changed."""
+        params = replace(self.session.params, **values)
+        self.chosen |= values
+        self.session.params = self._seeded(params)
+
+    def _seeded(self, params: SamplingParams) -> SamplingParams:
+        """With a seed of its own where answers are drawn by chance and none was given."""
+        if params.temperature == 0.0 or self.settings.seed is not None or "seed" in self.chosen:
+            return params
+        return replace(params, seed=fresh_seed())
+
     def change_model(self, reference: str) -> None:
         """Go on with another model. ZephyraError: it cannot be had; the old one stays."""
         settings = replace(self.settings, model=reference)
         pack = allowing(lambda: store.find(reference, offline=settings.offline))
         engine = allowing(lambda: Engine.open(pack, settings))
         old, self.session.engine = self.session.engine, engine
-        self.session.params, self.settings = settings.sampling(pack.generation), settings
+        before = self.session.params
+        params = replace(settings.sampling(pack.generation), schema=before.schema, grammar=before.grammar)
+        self.session.params, self.settings = self._seeded(replace(params, **self.chosen)), settings
         try:
             self.session.pin(self.session.domain)
         except ZephyraError:

@@ -203,7 +203,7 @@ class Conversations:
         return int(rows[0][0])
 
     def summaries(self, *, source: str | None = None, limit: int = -1) -> list[Summary]:
-        """The last `limit` conversations (all: -1), the latest last; the title is the first question that still stands."""
+        """The last `limit` conversations (all: -1), the latest last; a title is the first question that stands."""
         rows = self._database.rows(
             "SELECT * FROM (SELECT turns.conversation, groups.at, groups.count, turns.question, source, groups.last "
             "FROM (SELECT conversation, max(at) AS at, sum(NOT undone) AS count, max(id) AS last, "

@@ -70,13 +70,17 @@ class Settings:
         """The model's own `defaults` with what was set. Without a seed, sampling takes a fresh one."""
         params = self._over(defaults)
         if self.seed is None and params.temperature > 0.0:
-            params = replace(params, seed=int.from_bytes(os.urandom(4)))
+            params = replace(params, seed=fresh_seed())
         return params
 
     def _over(self, defaults: SamplingParams) -> SamplingParams:
         names = {field.name for field in fields(SamplingParams)}
         given = {f.name: v for f in fields(self) if f.name in names and (v := getattr(self, f.name)) is not None}
         return replace(defaults, **given)
+
+
+def fresh_seed() -> int:
+    return int.from_bytes(os.urandom(4))
 
 
 def home() -> Path:
@@ -140,7 +144,7 @@ def parse(name: str, text: str, *, of: str) -> Any:
     try:
         return _SWITCH[text.lower()] if kind is bool else kind(text)
     except (ValueError, KeyError):
-        raise ZephyraError(f"{of} is '{text}', must be {_WORDS[kind]}") from None
+        raise ZephyraError(f"{of} is '{text}', must be {WORDS[kind]}") from None
 
 
 def known(name: str) -> str:
@@ -184,7 +188,7 @@ def checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         if kind is float and type(value) is int:
             found[name] = float(value)
         elif type(value) is not kind:
-            raise ZephyraError(f"setting '{name}' in {where} is {value!r}, must be {_WORDS[kind]}")
+            raise ZephyraError(f"setting '{name}' in {where} is {value!r}, must be {WORDS[kind]}")
     return found
 
 
@@ -202,5 +206,5 @@ def _from_environment(environment: Mapping[str, str]) -> list[tuple[str, str, An
     return found
 
 
-_WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 _SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}

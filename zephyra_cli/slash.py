@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
@@ -14,6 +13,7 @@ from zephyra_cli.domain import AUTO
 from zephyra_cli.follow import show_figures
 from zephyra_cli.interruption import allowing
 from zephyra_cli.prompt import read_text
+from zephyra_cli.settings import WORDS, fresh_seed
 from zephyra_cli.text import counted
 from zephyra_fusion.errors import ZephyraError, did_you_mean
 from zephyra_fusion.router import NONE
@@ -110,7 +110,7 @@ def _retry(chat: Chat, argument: str) -> None:
         raise ZephyraError("there is no question to answer again")
     if session.params.temperature == 0.0:
         ui.note("note: the temperature is 0, so the answer will be the same; /set temperature 0.7 varies it")
-    session.params = replace(session.params, seed=int.from_bytes(os.urandom(4)))
+    session.params = replace(session.params, seed=fresh_seed())
     chat.retry()
 
 
@@ -188,9 +188,10 @@ def _set(chat: Chat, argument: str) -> None:
         chat.session.params = _structured(params, name, text)
     else:
         try:
-            chat.session.params = replace(params, **{name: kinds[name](text)})
+            value = kinds[name](text)
         except ValueError:
-            raise ZephyraError(f"{name} is '{text}', must be a number") from None
+            raise ZephyraError(f"{name} is '{text}', must be {WORDS[kinds[name]]}") from None
+        chat.choose(**{name: value})
     ui.note(f"{name} = {getattr(chat.session.params, name)}")
 
 

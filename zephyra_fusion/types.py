@@ -45,6 +45,8 @@ class SamplingParams:
             wrong.append(f"min_p is {self.min_p}, must be between 0 and 1")
         if not 0.0 < self.repeat_penalty <= 10.0:
             wrong.append(f"repeat_penalty is {self.repeat_penalty}, must be above 0 and at most 10")
+        if self.repeat_last_n < 0:
+            wrong.append(f"repeat_last_n is {self.repeat_last_n}, must not be negative")
         if self.no_repeat_ngram_size < 0 or self.no_repeat_ngram_size == 1:
             wrong.append(f"no_repeat_ngram_size is {self.no_repeat_ngram_size}, must be 0 or at least 2")
         if not 0 <= self.seed < 2**32:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.cli.scripted import ScriptedBackend
-from zephyra_cli import slash, talk
+from zephyra_cli import slash, store, talk
 from zephyra_cli.chat import Chat
 from zephyra_cli.conversations import Conversations
 from zephyra_cli.engine import Engine
@@ -79,8 +80,14 @@ def test_set_domain_and_system(chat: Chat) -> None:
     slash.run("/set temperature 0.5", chat)
     slash.run("/set top_k=7", chat)
     assert (chat.session.params.temperature, chat.session.params.top_k) == (0.5, 7)
-    with pytest.raises(ZephyraError, match="must be a number"):
-        slash.run("/set top_k many", chat)
+    refused = {
+        "temperature hot": "be a number",
+        "top_k 1.5": "be a whole number",
+        "repeat_last_n -5": "not be negative",
+    }
+    for wrong, said in refused.items():
+        with pytest.raises(ZephyraError, match=f"must {said}"):
+            slash.run(f"/set {wrong}", chat)
     slash.run("/domain shell", chat)
     assert chat.session.domain == "shell" and chat.prompt == "shell! "
     slash.run("/system be brief", chat)
@@ -181,6 +188,31 @@ class Typed:
 def test_quotes_hold_several_lines(chat: Chat) -> None:
     talk._turn(chat, Typed('"""first', "/help is text here", 'last"""'))
     assert kept(chat) == ["first\n/help is text here\nlast"]
+
+
+def test_what_was_set_stays_with_another_model(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = chat.session.engine.pack
+    other = replace(old, name="other", generation=SamplingParams(top_p=0.5, temperature=0.9))
+    monkeypatch.setattr(store, "find", lambda reference, *, offline: other)
+    monkeypatch.setattr(Engine, "open", lambda pack, settings: Engine(pack, ScriptedBackend(b"yes")))
+    for line in ("temperature 0.7", "seed 42", 'schema {"type": "string"}'):
+        slash.run(f"/set {line}", chat)
+    slash.run("/model other", chat)
+    params = chat.session.params
+    assert (params.temperature, params.seed, params.schema) == (0.7, 42, '{"type":"string"}')
+    assert params.top_p == 0.5, "what was not set is the new model's own"
+
+
+def test_answers_drawn_by_chance_have_a_seed_of_their_own(chat: Chat) -> None:
+    seeds = set()
+    for _ in range(3):
+        chat.session.params = SamplingParams()
+        slash.run("/set temperature 0.7", chat)
+        seeds.add(chat.session.params.seed)
+    assert len(seeds) > 1
+    slash.run("/set seed 7", chat)
+    slash.run("/set temperature 0.8", chat)
+    assert chat.session.params.seed == 7
 
 
 @pytest.mark.parametrize(
