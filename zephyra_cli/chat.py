@@ -82,7 +82,7 @@ class Chat:
         """Show and keep one answer; whether a turn came of it."""
         session, count = self.session, len(self.session.turns)
         before, told = session.answering, not self.announce or summary
-        self.log.begin(question, session.system, summary=summary)
+        self.log.begin(question, session.system, earlier=session.turns, summary=summary)
 
         def show_and_keep(event: str | Answer) -> None:
             nonlocal told

@@ -6,6 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from zephyra_cli.backends.protocol import GenerationUsage
+from zephyra_cli.chat import Chat
+from zephyra_cli.conversations import Conversations
+from zephyra_cli.engine import Engine
+from zephyra_cli.log import Log
+from zephyra_cli.pack import Adapter, Pack
+from zephyra_cli.session import Session
+from zephyra_cli.settings import Settings
 from zephyra_fusion.chat import SPECIAL_TOKENS
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.types import SamplingParams, Token
@@ -87,3 +94,19 @@ class ScriptedBackend:
 
     def close(self) -> None:
         pass
+
+
+def scripted_chat(root: Path, home: Path) -> Chat:
+    """A chat that answers "yes", with a domain `shell`; it is kept in `home`."""
+    for name in ("base.gguf", "shell.gguf"):
+        (root / name).touch()
+    pack = Pack(root=root, name="test", base="base.gguf", adapters={"shell": Adapter(file="shell.gguf")})
+    session = Session(Engine(pack, ScriptedBackend(b"yes")), SamplingParams(), lambda text: None, domain="none")
+    log = Log(Conversations(home / "conversations.db", lambda text: None))
+    return Chat(session=session, settings=Settings(), log=log)
+
+
+def kept(chat: Chat) -> list[str]:
+    """The questions in the log of the conversation."""
+    assert chat.log.conversations is not None and chat.log.conversation is not None
+    return [turn.question for turn in chat.log.conversations.read(chat.log.conversation)[0]]

@@ -6,32 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.scripted import ScriptedBackend
-from zephyra_cli import slash, store, talk
+from tests.cli.scripted import ScriptedBackend, kept, scripted_chat
+from zephyra_cli import slash, store
 from zephyra_cli.chat import Chat
-from zephyra_cli.conversations import Conversations
 from zephyra_cli.engine import Engine
-from zephyra_cli.log import Log
-from zephyra_cli.pack import Adapter, Pack
-from zephyra_cli.session import SUMMARIZE, Session
-from zephyra_cli.settings import Settings
+from zephyra_cli.session import SUMMARIZE
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.types import SamplingParams
 
 
 @pytest.fixture
 def chat(tmp_path: Path, home: Path) -> Chat:
-    for name in ("base.gguf", "shell.gguf"):
-        (tmp_path / name).touch()
-    pack = Pack(root=tmp_path, name="test", base="base.gguf", adapters={"shell": Adapter(file="shell.gguf")})
-    session = Session(Engine(pack, ScriptedBackend(b"yes")), SamplingParams(), lambda text: None, domain="none")
-    log = Log(Conversations(home / "conversations.db", lambda text: None))
-    return Chat(session=session, settings=Settings(), log=log)
-
-
-def kept(chat: Chat) -> list[str]:
-    assert chat.log.conversations is not None and chat.log.conversation is not None
-    return [turn.question for turn in chat.log.conversations.read(chat.log.conversation)[0]]
+    return scripted_chat(tmp_path, home)
 
 
 def test_every_command_of_the_table_is_in_the_help(chat: Chat, capsys: pytest.CaptureFixture[str]) -> None:
@@ -177,19 +163,6 @@ def test_completion(chat: Chat, tmp_path: Path) -> None:
     assert slash.completions("hello", chat) == [] == slash.completions("/unknown x", chat)
 
 
-class Typed:
-    def __init__(self, *lines: str) -> None:
-        self.lines = list(lines)
-
-    def read(self, prompt: str, draft: str = "") -> str:
-        return self.lines.pop(0)
-
-
-def test_quotes_hold_several_lines(chat: Chat) -> None:
-    talk._turn(chat, Typed('"""first', "/help is text here", 'last"""'))
-    assert kept(chat) == ["first\n/help is text here\nlast"]
-
-
 def test_what_was_set_stays_with_another_model(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     old = chat.session.engine.pack
     other = replace(old, name="other", generation=SamplingParams(top_p=0.5, temperature=0.9))
@@ -213,53 +186,6 @@ def test_answers_drawn_by_chance_have_a_seed_of_their_own(chat: Chat) -> None:
     slash.run("/set seed 7", chat)
     slash.run("/set temperature 0.8", chat)
     assert chat.session.params.seed == 7
-
-
-@pytest.mark.parametrize(
-    ("lines", "question"),
-    [
-        (['"""one line"""'], "one line"),
-        (['"""', "one", 'say """hi""" to', 'two"""'], 'one\nsay """hi""" to\ntwo'),
-        (['"""first', 'last""" ', "next"], "first\nlast"),
-        (['"""a word""" and a tail'], '"""a word""" and a tail'),
-        (['"""Module docstring."""\nimport os\n'], '"""Module docstring."""\nimport os'),
-        (["// a comment\nint x;"], "// a comment\nint x;"),
-        (["/usr/bin/env\nwhat is it?"], "/usr/bin/env\nwhat is it?"),
-        (["// what is this?"], "// what is this?"),
-        (['"""/help"""'], "/help"),
-    ],
-)
-def test_nothing_of_a_text_is_dropped_or_taken_for_a_command(chat: Chat, lines: list[str], question: str) -> None:
-    talk._turn(chat, Typed(*lines))
-    assert kept(chat) == [question]
-
-
-@pytest.mark.parametrize("line", ["caf\udce9", "/system caf\udce9", '"""caf\udce9"""'])
-def test_a_line_that_is_no_unicode_is_refused(chat: Chat, line: str) -> None:
-    chat.session.system = "be brief"
-    with pytest.raises(ZephyraError, match="no valid Unicode: character"):
-        talk._turn(chat, Typed(line))
-    assert chat.session.turns == [] and chat.session.system == "be brief"
-
-
-def test_a_fault_costs_its_turn_not_the_chat(chat: Chat) -> None:
-    backend = chat.session.engine.backend
-    assert isinstance(backend, ScriptedBackend)
-    backend.pieces = (b"half", RuntimeError("a fault"))
-    with pytest.raises(ZephyraError, match="RuntimeError: a fault"):
-        talk._turn(chat, Typed("one"))
-    backend.pieces = (b"yes",)
-    talk._turn(chat, Typed("two"))
-    assert kept(chat)[-1] == "two"
-
-
-def test_sending_the_edited_line_replaces_the_turn(chat: Chat) -> None:
-    lines = Typed("one", "/edit", "two")
-    for _ in range(3):
-        talk._turn(chat, lines)
-    assert kept(chat) == ["two"]
-    talk._turn(chat, Typed("/quit"))
-    assert chat.leaving
 
 
 def test_a_schema_is_read_when_it_is_set_and_none_takes_it_away(chat: Chat, tmp_path: Path) -> None:
