@@ -81,7 +81,7 @@ class Chat:
     def _follow(self, events: Generator[str | Answer, None, object], question: str, *, summary: bool = False) -> bool:
         """Show and keep one answer; whether a turn came of it."""
         session, count = self.session, len(self.session.turns)
-        before, told = session.answering, not self.announce or summary
+        before, told = session.who, not self.announce or summary
         self.log.begin(question, session.system, earlier=session.turns, summary=summary)
 
         def show_and_keep(event: str | Answer) -> None:
@@ -145,7 +145,7 @@ class Chat:
         session = self.session
         if session.domain != AUTO:
             return f"{name_of(session.domain)}! "
-        return f"{name_of(session.answering) if session.answering else 'auto'}> "
+        return f"{name_of(session.who) if session.who else 'auto'}> "
 
 
 def name_of(who: str | None) -> str:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from zephyra_cli import home_file
+from zephyra_cli.domain import check_grammar
 from zephyra_cli.settings import KINDS, PROFILE, Settings, config_file, known, parse
 from zephyra_cli.text import utf8
 from zephyra_fusion.errors import ZephyraError, did_you_mean
@@ -21,6 +22,10 @@ def set_value(name: str, text: str, profile: str | None) -> None:
     utf8(text, f"setting '{name}'")
     value = parse(name, text, of=f"setting '{name}'")
     replace(Settings(), **{name: value})
+    if name == "domain":
+        check_grammar(value)
+    if value == "" and name == "model":
+        raise ZephyraError("the model's name is empty", hint="zephyra config unset model takes the default")
     document = _read()
     _table(document, profile)[name] = value
     _write(document)
@@ -34,7 +39,9 @@ def unset(name: str, profile: str | None) -> None:
     if name == PROFILE or name not in table:
         if name not in KINDS:
             known(name)
-        raise ZephyraError(f"setting '{name}' is not in {where}", hint=did_you_mean(name, {*table} - {PROFILE}))
+        others = {*table} - {PROFILE}
+        hint = did_you_mean(name, others) if others else None
+        raise ZephyraError(f"setting '{name}' is not in {where}", hint=hint)
     del table[name]
     if profile and not table:
         del document[PROFILE][profile]

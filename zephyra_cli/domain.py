@@ -11,6 +11,12 @@ from zephyra_fusion.types import check_weights
 AUTO = "auto"
 
 
+def check_grammar(text: str) -> None:
+    """ZephyraError: no model takes this, whatever its domains are."""
+    names = {part.partition("=")[0].strip() for part in text.split(",")}
+    parse_domain(text, names - {""})
+
+
 def parse_domain(text: str, known: Collection[str]) -> dict[str, float] | None:
     """Weights of the adapters for `none`, `NAME` or `NAME=W[,NAME=W…]`; None for `auto`.
 

@@ -137,13 +137,18 @@ def parse_values(given: Iterable[str]) -> dict[str, str]:
 
 
 def find(reference: str) -> PromptTemplate:
-    """A template by its name, or by the path of its file. ZephyraError: there is none."""
+    """A template by its name, or by the path of its file. ZephyraError: there is none, or it cannot be read."""
+    return PromptTemplate.read(file_of(reference))
+
+
+def file_of(reference: str) -> Path:
+    """Its file, whatever is in it. ZephyraError: there is no template of that name."""
     if "/" in reference or "\\" in reference or reference.endswith(".toml"):
-        return PromptTemplate.read(Path(reference).expanduser())
+        return Path(reference).expanduser()
     paths = {path.stem: path for path in files()}
     if reference not in paths:
         raise ZephyraError(f"there is no template '{reference}'", hint=did_you_mean(reference, paths))
-    return PromptTemplate.read(paths[reference])
+    return paths[reference]
 
 
 def files() -> Iterator[Path]:

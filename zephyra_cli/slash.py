@@ -261,7 +261,7 @@ COMMANDS = {
     "domain": Command("[auto|none|NAME|NAME=W,…]", "who answers from now on", _domain, _domains),
     "why": Command("", "what the router said, and why this one answered", _why),
     "system": Command("[TEXT|none]", "show or set the system prompt", _system),
-    "retry": Command("", "answer the last question again, or summarize again", _retry),
+    "retry": Command("", "answer the last question again", _retry),
     "edit": Command("[TEXT]", "change the last question and ask it instead", _edit),
     "undo": Command("", "take the last turn back", _undo),
     "save": Command("FILE.md|FILE.json", "write the conversation to a file", _save, _paths),

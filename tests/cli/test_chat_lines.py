@@ -104,3 +104,12 @@ def test_sending_the_edited_line_replaces_the_turn(chat: Chat) -> None:
     assert kept(chat) == ["two"]
     talk._turn(chat, Typed("/quit"))
     assert chat.leaving
+
+
+def test_a_number_beyond_all_conversations(chat: Chat) -> None:
+    talk._turn(chat, Typed("one"))
+    kept, beyond = chat.log.conversations, 10**20
+    assert kept is not None and len(kept.summaries(limit=beyond)) == 1 == len(kept.search("one", limit=beyond))
+    for work in (kept.turns, lambda number: kept.delete([number]), lambda n: talk._turn(chat, Typed(f"/load {n}"))):
+        with pytest.raises(ZephyraError, match=f"no conversation {beyond}"):
+            work(beyond)

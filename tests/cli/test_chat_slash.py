@@ -12,6 +12,7 @@ from zephyra_cli.chat import Chat
 from zephyra_cli.engine import Engine
 from zephyra_cli.session import SUMMARIZE
 from zephyra_fusion.errors import ZephyraError
+from zephyra_fusion.router import Router
 from zephyra_fusion.types import SamplingParams
 
 
@@ -50,6 +51,19 @@ def test_undo_edit_and_retry_change_the_conversation_and_the_log(chat: Chat) -> 
     assert kept(chat) == ["better"] == [turn.question for turn in chat.session.turns]
     slash.run("/edit", chat)
     assert chat.draft == "better"
+
+
+def test_the_prompt_names_who_gave_the_last_answer_that_stands(chat: Chat) -> None:
+    chat.session.engine.pack = replace(chat.session.engine.pack, router=Router(labels=("shell", "none")))
+    for domain in ("shell", "none"):
+        slash.run(f"/domain {domain}", chat)
+        chat.ask(domain)
+    slash.run("/domain auto", chat)
+    seen = [chat.prompt]
+    for _ in range(2):
+        slash.run("/undo", chat)
+        seen.append(chat.prompt)
+    assert seen == ["base> ", "shell> ", "auto> "]
 
 
 def test_a_retry_that_brings_no_answer_takes_none_away(chat: Chat) -> None:

@@ -117,6 +117,9 @@ def test_a_file_begins_with_the_first_set(inside: Inside, home: Path) -> None:
         ("set temperature 300", "temperature is 300.0, must be between 0 and 100"),
         ("set stats perhaps", "must be true or false"),
         ("set device gpu", "unknown device 'gpu'"),
+        ("set domain shell=much", "weight of 'shell' is 'much', not a number"),
+        ("set domain shell=0.5,sql", "domain 'sql' has no weight"),
+        ("set domain =2", "unknown domain ''"),
         ("unset temprature", "did you mean 'temperature'"),
         ("unset profile", "unknown setting 'profile'"),
         ("get profile", "unknown setting 'profile'"),
@@ -126,6 +129,15 @@ def test_what_is_wrong_is_refused_and_the_file_stays(inside: Inside, file: Path,
     status, out, err = inside("config", *arguments.split())
     assert (status, out) == (1, "") and message in err
     assert file.read_text() == FILE
+
+
+def test_an_empty_model_is_refused_and_a_blend_is_not(inside: Inside, home: Path) -> None:
+    assert "the model's name is empty" in inside("config", "set", "model", "")[2] and not home.exists()
+    assert inside("config", "set", "domain", "shell=0.5, sql=0.5")[0] == 0
+
+
+def test_nothing_is_no_hint(inside: Inside, home: Path) -> None:
+    assert "hint:" not in inside("config", "unset", "seed")[2]
 
 
 def test_an_unknown_name_in_the_file_can_be_taken_out(inside: Inside, file: Path) -> None:

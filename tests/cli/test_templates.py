@@ -151,3 +151,11 @@ def test_the_users_template_stands_for_ours(inside: Inside, monkeypatch: pytest.
 def test_names_that_are_paths_are_refused(inside: Inside, home: Path, name: str) -> None:
     status, _, err = inside("templates", "new", name, "text")
     assert status == 1 and "cannot be the name of a template" in err and not home.exists()
+
+
+def test_a_broken_template_is_shown_with_what_is_wrong(inside: Inside, stored: Path) -> None:
+    broken = FILE.replace("temperature", "heat")
+    stored.write_text(broken)
+    status, out, err = inside("templates", "show", "mine")
+    assert (status, out) == (0, broken) and "unknown key 'heat'" in err
+    assert inside("templates", "show", "nobody")[0] == 1

@@ -49,8 +49,15 @@ def show(name: Name) -> None:
     """Print the file of a template."""
     from zephyra_cli import prompt_template, ui
     from zephyra_cli.prompt import read_text
+    from zephyra_fusion.errors import ZephyraError
 
-    ui.write(read_text(prompt_template.find(name).path).rstrip("\n") + "\n")
+    path = prompt_template.file_of(name)
+    text = read_text(path)
+    ui.write(text.rstrip("\n") + "\n")
+    try:
+        prompt_template.PromptTemplate.parse(text, path)
+    except ZephyraError as error:
+        ui.note(f"warning: {error.message}")
 
 
 @templates.command()
