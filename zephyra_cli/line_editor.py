@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
-from zephyra_cli import interruption
+from zephyra_cli import interruption, ui
 from zephyra_cli.settings import home
 
 HISTORY = "chat_history"
@@ -36,13 +36,14 @@ class LineEditor:
         def _(event: Any) -> None:
             event.current_buffer.insert_text("\n")
 
+        self._troubles: dict[str, bool] = {}  # and whether they were said
         self._session: PromptSession[str] = PromptSession(
             completer=Commands(),
             complete_while_typing=False,
             enable_open_in_editor=True,
             enable_suspend=True,
             search_ignore_case=True,
-            history=_history() if remembers else None,
+            history=_history(self._went_wrong) if remembers else None,
             key_bindings=keys,
         )
 
@@ -71,13 +72,24 @@ class LineEditor:
                 with self._session.input.raw_mode():  # beyond the editor's own
                     line = self._session.prompt(prompt, default=draft, pre_run=begin, handle_sigint=False)
                     self._hear_late_keys()
-                    return line
+                self._complain()
+                return line
             except KeyboardInterrupt:
                 interruption.check()  # SIGTERM rather than Ctrl-C
                 raise
             except OSError:
                 interruption.check()
                 raise EOFError from None
+
+    def _went_wrong(self, what: str) -> None:
+        """To be said once, when no prompt is drawn: the line goes on its way whatever became of the rest."""
+        self._troubles.setdefault(what, False)
+
+    def _complain(self) -> None:
+        for what, said in self._troubles.items():
+            if not said:
+                ui.note(f"note: {what}")
+                self._troubles[what] = True
 
     def _hear_late_keys(self) -> None:
         """Ctrl-C right behind Enter is for what was sent, not for the next line; what was typed before it is dropped,
@@ -104,15 +116,26 @@ class LineEditor:
         store_typeahead(keyboard, keys)
 
 
-def _history() -> Any:
-    """What was typed, across runs; in memory alone where the file cannot be written."""
-    from prompt_toolkit.history import FileHistory, InMemoryHistory
+def _history(went_wrong: Callable[[str], None]) -> Any:
+    """What was typed, across runs; in memory alone as long as the file cannot be read or written."""
+    from prompt_toolkit.history import FileHistory
 
     path = home() / HISTORY
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        path.open("ab").close()
-    except OSError:
-        return InMemoryHistory()
-    return FileHistory(str(path))
+
+    class History(FileHistory):
+        def load_history_strings(self) -> Iterable[str]:
+            try:
+                return super().load_history_strings()
+            except OSError as error:
+                went_wrong(f"what you typed in earlier chats cannot be read: {error.strerror}")
+                return ()
+
+        def store_string(self, string: str) -> None:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch(mode=0o600)
+                super().store_string(string)
+            except OSError as error:
+                went_wrong(f"what you type is not kept for later chats: {error.strerror}")
+
+    return History(str(path))

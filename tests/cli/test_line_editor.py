@@ -1,0 +1,49 @@
+"""The line editor where something goes wrong: no traceback, nothing to press, the line goes on its way."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("fcntl", reason="needs a pseudo-terminal")
+from pseudo_terminal import PROMPT, TAKEN, Terminal
+
+XTERM = {"TERM": "xterm-256color"}
+CHAT = "import sys; from zephyra_cli.app import main; main()"
+FULL = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024)); {CHAT}"  # files of a kilobyte
+
+
+def test_a_history_that_cannot_grow_is_said_once(tiny_pack: Path, home: Path) -> None:
+    home.mkdir(exist_ok=True)
+    (home / "chat_history").write_text("+earlier question\n" + "#" * 1000)
+    program = [sys.executable, "-c", FULL]
+    with Terminal("chat", "-m", tiny_pack, "-n", 1, program=program, size=(80, 24), **XTERM) as chat:
+        chat.sees(PROMPT)
+        for _ in range(2):
+            chat.types("/stats off\r")
+            chat.sees(TAKEN)
+            chat.sees(PROMPT)
+        chat.types("\x1b[A")
+        chat.sees("stats off")
+        chat.types("\x12arlier")
+        chat.sees("question")
+    assert chat.plain.count("not kept for later chats: File too large") == 1
+    assert "Traceback" not in chat.plain and "ENTER" not in chat.plain
+
+
+@pytest.mark.parametrize("history", ["a folder", "read-only", "not readable"])
+def test_a_history_that_cannot_be_used(tiny_pack: Path, home: Path, history: str) -> None:
+    home.mkdir(exist_ok=True)
+    if history == "a folder":
+        (home / "chat_history").mkdir()
+    else:
+        (home / "chat_history").touch(0o400 if history == "read-only" else 0o200)
+    with Terminal("chat", "-m", tiny_pack, "-n", 1, size=(80, 24), **XTERM) as chat:
+        chat.sees(PROMPT)
+        chat.types("/stats off\r")
+        chat.sees(TAKEN)
+        chat.sees(PROMPT)
+        assert chat.leaves() == 0
+    assert "Traceback" not in chat.plain and "ENTER" not in chat.plain
