@@ -24,6 +24,7 @@ class LineEditor:
         from prompt_toolkit import PromptSession
         from prompt_toolkit.completion import Completer, Completion
         from prompt_toolkit.key_binding import KeyBindings
+        from prompt_toolkit.keys import Keys
 
         class Commands(Completer):
             def get_completions(self, document: Any, complete_event: Any) -> Iterable[Completion]:
@@ -35,6 +36,12 @@ class LineEditor:
         @keys.add("escape", "enter")
         def _(event: Any) -> None:
             event.current_buffer.insert_text("\n")
+
+        @keys.add(Keys.Vt100MouseEvent)
+        def _(event: Any) -> None:
+            """A colour that was pasted, which prompt_toolkit takes for a mouse and stumbles over. We asked for none."""
+            if event.data.endswith("m") and "<" not in event.data:
+                event.current_buffer.insert_text(event.data)
 
         self._troubles: dict[str, bool] = {}  # and whether they were said
         self._session: PromptSession[str] = PromptSession(
@@ -64,13 +71,17 @@ class LineEditor:
                 app.loop.call_soon_threadsafe(end)
 
         def begin() -> None:
+            if app.loop is not None:
+                app.loop.set_exception_handler(lambda loop, context: self._failed(context))
             if interruption.waits():
                 end()
 
         with interruption.deferred(wake):
             try:
                 with self._session.input.raw_mode():  # beyond the editor's own
-                    line = self._session.prompt(prompt, default=draft, pre_run=begin, handle_sigint=False)
+                    line = self._session.prompt(
+                        prompt, default=draft, pre_run=begin, handle_sigint=False, set_exception_handler=False
+                    )
                     self._hear_late_keys()
                 self._complain()
                 return line
@@ -80,6 +91,10 @@ class LineEditor:
             except OSError:
                 interruption.check()
                 raise EOFError from None
+
+    def _failed(self, context: dict[str, Any]) -> None:
+        """What a key or the drawing raises in the event loop would be a traceback; the line can be typed on without."""
+        self._went_wrong(f"the line editor failed: {context.get('exception') or context['message']}")
 
     def _went_wrong(self, what: str) -> None:
         """To be said once, when no prompt is drawn: the line goes on its way whatever became of the rest."""

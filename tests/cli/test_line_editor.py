@@ -47,3 +47,28 @@ def test_a_history_that_cannot_be_used(tiny_pack: Path, home: Path, history: str
         chat.sees(PROMPT)
         assert chat.leaves() == 0
     assert "Traceback" not in chat.plain and "ENTER" not in chat.plain
+
+
+def test_a_colour_that_is_typed_is_part_of_the_line(tiny_pack: Path, home: Path) -> None:
+    """Pasted where the terminal does not say so. Mouse reports, which a program before may have asked for, are not."""
+    with Terminal("chat", "-m", tiny_pack, "-n", 1, size=(80, 24), **XTERM) as chat:
+        chat.sees(PROMPT)
+        chat.types("a \x1b[31mred\x1b[0m \x1b[<0;3;4M\x1b[32;5;6Mline\r")
+        chat.sees(TAKEN)
+        chat.sees(PROMPT)
+        assert chat.leaves() == 0
+    assert "Traceback" not in chat.plain and "ENTER" not in chat.plain
+    assert (home / "chat_history").read_text().splitlines()[-1] == "+a \x1b[31mred\x1b[0m line"
+
+
+def test_what_a_key_raises_is_said_after_the_line(tiny_pack: Path, home: Path) -> None:
+    fails = "from zephyra_cli import slash; slash.completions = lambda text, chat: 1 / 0"
+    program = [sys.executable, "-c", f"{fails}; {CHAT}"]
+    with Terminal("chat", "-m", tiny_pack, "-n", 1, program=program, size=(80, 24), **XTERM) as chat:
+        chat.sees(PROMPT)
+        chat.types("/sta\tts\r")
+        chat.sees(TAKEN)
+        chat.sees(PROMPT)
+        assert chat.leaves() == 0
+    assert chat.plain.count("the line editor failed: division by zero") == 1 and "Traceback" not in chat.plain
+    assert (home / "chat_history").read_text().splitlines()[-1] == "+/stats"
