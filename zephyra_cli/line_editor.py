@@ -9,6 +9,7 @@ from typing import Any
 
 from zephyra_cli import interruption, ui
 from zephyra_cli.settings import home
+from zephyra_cli.text import UNSAFE, visible
 
 HISTORY = "chat_history"
 
@@ -25,11 +26,15 @@ class LineEditor:
         from prompt_toolkit.completion import Completer, Completion
         from prompt_toolkit.key_binding import KeyBindings
         from prompt_toolkit.keys import Keys
+        from prompt_toolkit.layout.screen import Char
+
+        for character, shown in UNSAFE.items():  # its own list lacks what reorders the text around it
+            Char.display_mappings.setdefault(character, shown)
 
         class Commands(Completer):
             def get_completions(self, document: Any, complete_event: Any) -> Iterable[Completion]:
                 for text, length in complete(document.text_before_cursor):
-                    yield Completion(text, start_position=-length)
+                    yield Completion(text, start_position=-length, display=visible(text))
 
         keys = KeyBindings()
 

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from zephyra_cli.backends.protocol import Backend
 
 # C0 but newline and tab, DEL, C1, and the characters that reorder what stands around them.
-_UNSAFE = (*range(0x00, 0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_SHOWN = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _UNSAFE}
+_CODES = (*range(0x00, 0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+UNSAFE = {chr(code): f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _CODES}
+_SHOWN = str.maketrans(UNSAFE)
 
 
 def visible(text: str) -> str:

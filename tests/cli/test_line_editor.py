@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -72,3 +73,17 @@ def test_what_a_key_raises_is_said_after_the_line(tiny_pack: Path, home: Path) -
         assert chat.leaves() == 0
     assert chat.plain.count("the line editor failed: division by zero") == 1 and "Traceback" not in chat.plain
     assert (home / "chat_history").read_text().splitlines()[-1] == "+/stats"
+
+
+def test_what_reorders_text_is_shown_in_the_menu_and_in_the_line(tiny_pack: Path, tmp_path: Path) -> None:
+    for name in ("a\u202ename", "a\u2066other"):
+        (tmp_path / name).touch()
+    with Terminal("chat", "-m", tiny_pack, "-n", 1, cwd=tmp_path, size=(80, 24), **XTERM) as chat:
+        chat.sees(PROMPT)
+        chat.types("/file a\t")
+        chat.sees(r"u2066other")
+        chat.types("\t")
+        chat.types("/edit \u202edrawkcab")
+        chat.sees("drawkcab")
+    assert r" a\u202ename " in chat.plain and r"\u202ename/edit \u202edrawkcab" in chat.plain
+    assert not re.search("[\u202a-\u202e\u2066-\u2069]", chat.all)
