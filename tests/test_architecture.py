@@ -64,7 +64,7 @@ EAGER = {
 # Floors of zephyra_cli: an import goes down or sideways, never up. (Imports for type checking alone are free.)
 FLOORS = [
     {"backends.protocol", "conversations", "database", "devices", "domain", "interruption", "pack", "prompt", "routing"}
-    | {"settings", "text", "home_file", "config_file", "code_block", "prompt_template"}
+    | {"settings", "text", "home_file", "config_file", "code_block", "markdown_block", "prompt_template"}
     | {"held_out", "calibration", "likelihood", "detectors", "examples", "router_features", "manifest"}
     | {"structure", "vouched"},
     {"backends"},

@@ -7,22 +7,21 @@ terminal that wraps such lines, so that a long command can be marked and copied 
 
 from __future__ import annotations
 
-import re
 import time
 from io import StringIO
-from textwrap import dedent
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from zephyra_cli import ui
 from zephyra_cli.engine import Answer
-from zephyra_cli.text import visible
+from zephyra_cli.markdown_block import FENCE_BEGUN, blocks, drawn, emphasised
+from zephyra_cli.text import cells, visible
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 SHARE = 40  # of the time that passes, at most one part in so many is spent on drawing
 SHORTEST_S = 1 / 30
-STYLES = {r"(?m)^#{1,6} .*$": "bold", r"\*\*[^*\n]+\*\*": "bold", r"`[^`\n]+`": "cyan"}
-_FENCE = re.compile(r"(`{3,})[^`]*$|(~{3,})")
-_FENCE_BEGUN = ("", "`", "``", "~", "~~")
-_TABLE = re.compile(r"\s*\|.*\n\s*\|[\s:|-]*-[\s:|-]*\n")
+TAB = 8  # cells, at most
 
 
 class MarkdownAnswer:
@@ -30,7 +29,7 @@ class MarkdownAnswer:
 
     Text is written as it comes; a line with emphasis is written again, coloured, when it ends. Code and tables are
     rendered to lines: those that are already there are kept, the cursor goes up to the first one that differs and all
-    from it on is written again. What has scrolled away is never touched.
+    from it on is written again. What has scrolled away is never touched, nor what the terminal wrapped anew.
     """
 
     def __init__(self) -> None:
@@ -39,8 +38,10 @@ class MarkdownAnswer:
         self._console = Console(force_terminal=True, markup=False, emoji=False, highlight=False)
         self._open = ""
         self._typed = ""  # of the open line of text, as the terminal shows it
-        self._lines: list[str] = []  # of the open code or table, as the terminal shows them
-        self._width = self._console.width
+        self._drawn = ""  # of the open code or table
+        self._lines: list[_Line] = []  # that show it
+        self._fixed = 0  # how many of them have scrolled away, or may have been wrapped by the terminal since
+        self._size = self._console.size  # when these were written
         self._next = 0.0
 
     def __call__(self, event: str | Answer) -> None:
@@ -60,7 +61,7 @@ class MarkdownAnswer:
         if kind == "text":
             self._type(text)
         elif "\n" in text:  # before that, it could still become something else
-            self._draw(kind, text)
+            self._draw(kind, text, last=False)
             self._next = start + max(SHORTEST_S, SHARE * (time.monotonic() - start))
 
     def close(self) -> None:
@@ -75,94 +76,95 @@ class MarkdownAnswer:
             self._end_lines(visible(text.removesuffix("\n")))
         else:
             self._draw(kind, text)
-            self._lines = []
+            self._lines, self._drawn, self._fixed = [], "", 0
 
     def _type(self, text: str) -> None:
         """More of the open line, once it is sure to be text: indented code and tables begin with spaces, too."""
-        if text.strip() not in _FENCE_BEGUN:
+        if text.strip() not in FENCE_BEGUN:
+            if not self._typed:
+                self._size = self._console.size
             shown = visible(text)
             ui.draw(shown[len(self._typed) :])
             self._typed = shown
 
     def _end_lines(self, text: str) -> None:
-        """Whole lines of text, of which the first may be there in part."""
-        from rich.cells import chop_cells
-
-        coloured, up = self._colour(text), max(0, len(chop_cells(self._typed, self._console.width)) - 1)
-        if coloured == text or up >= self._console.height:
-            ui.draw(text[len(self._typed) :] + "\n")
+        """Whole lines of text, of which the first may be there in part: it is written again where it is coloured."""
+        styled = emphasised(text)
+        rows = _rows(self._typed, self._console.width) if self._console.width == self._size.width else None
+        if styled.spans and (not self._typed or (rows and rows < self._console.height)):
+            ui.draw("\r" + (f"\x1b[{rows - 1}A" if rows and rows > 1 else "") + self._print(styled) + "\n")
         else:
-            ui.draw("\r" + (f"\x1b[{up}A" if up else "") + ("\x1b[J" if self._typed else "") + coloured + "\n")
+            ui.draw(text[len(self._typed) :] + "\n")
         self._typed = ""
 
-    def _colour(self, text: str) -> str:
+    def _draw(self, kind: str, text: str, *, last: bool = True) -> None:
+        """Nothing that is on the screen no more, or no longer where it was, is written again, but for the line of
+        `text` that was unfinished then: it is repeated when it is finished.
+        """
+        size, old, unfinished = self._console.size, self._lines, self._drawn.count("\n")
+        lines = self._render(kind, text)
+        self._fixed = max(self._fixed, len(old) + 1 - min(size.height, self._size.height))
+        if size.width != self._size.width:  # the terminal may have wrapped what no longer fits
+            self._fixed = max([self._fixed, *(at for at, line in enumerate(old, 1) if line.cells > size.width)])
+        begin = new = _alike(old, lines)
+        if begin < self._fixed:
+            begin = next((at for at in range(self._fixed, len(old)) if old[at].of != old[at - 1].of), len(old))
+            of = old[begin].of if begin < len(old) else old[-1].of + 1
+            if unfinished < of:
+                if unfinished == text.count("\n") and not last:
+                    return
+                of = unfinished
+            new = next((at for at, line in enumerate(lines) if line.of >= of), len(lines))
+            alike = _alike(old[begin:], lines[new:])
+            begin, new = begin + alike, new + alike
+        if up := len(old) - begin:  # line by line: a screen that is erased at once goes into the scrollback of tmux
+            ui.draw(f"\x1b[{up}A" + "".join(f"\x1b[K{line.text}\n" for line in lines[new:]) + "\x1b[J")
+        elif new < len(lines):
+            ui.draw("".join(f"{line.text}\n" for line in lines[new:]))
+        self._lines, self._drawn, self._size = old[:begin] + lines[new:], text, size
+
+    def _render(self, kind: str, text: str) -> list[_Line]:
         from rich.text import Text
 
-        styled = Text(text)
-        for pattern, style in STYLES.items():
-            styled.highlight_regex(pattern, style)
-        return self._print(styled) if styled.spans else text
+        found = drawn(kind, visible(text), self._console)
+        shown = self._print(Text("\n").join(line for _, line in found)).split("\n")
+        return [_Line(of, line.cell_len, text) for (of, line), text in zip(found, shown, strict=True)]
 
-    def _draw(self, kind: str, text: str) -> None:
-        size = self._console.size
-        lines, old = self._render(kind, visible(text)), self._lines
-        if size.width != self._width:  # the terminal has wrapped the old lines in its own way: begin below them
-            self._width, old = size.width, []
-        shorter = min(len(old), len(lines))
-        same = next((at for at in range(shorter) if old[at] != lines[at]), shorter)
-        same = max(same, len(old) - (size.height - 1))
-        up = len(old) - same
-        if fresh := (f"\x1b[{up}A\x1b[J" if up else "") + "".join(line + "\n" for line in lines[same:]):
-            ui.draw(fresh)
-        self._lines = lines
-
-    def _render(self, kind: str, text: str) -> list[str]:
-        """The lines of code or of a table, none wider than the terminal."""
-        if kind == "table" and not _TABLE.match(text):
-            from rich.text import Text
-
-            return self._print(Text(text.removesuffix("\n")), wrap=True).split("\n")
-        from rich.markdown import Markdown
-
-        drawn = self._print(Markdown(dedent(text), hyperlinks=False, code_theme="ansi_dark"), wrap=True)
-        return [line.rstrip(" ") for line in drawn.strip("\n").split("\n")]
-
-    def _print(self, what: Any, *, wrap: bool = False) -> str:
+    def _print(self, what: Text) -> str:
         with self._console.capture() as captured:
-            self._console.print(what, soft_wrap=not wrap)
+            self._console.print(what, soft_wrap=True)
         return captured.get().removesuffix("\n")
+
+
+class _Line(NamedTuple):
+    """As the terminal shows it; `of` is the number of the line in the Markdown that it shows, or is a part of."""
+
+    of: int
+    cells: int
+    text: str
+
+
+def _alike(old: list[_Line], new: list[_Line]) -> int:
+    """How many lines at the beginning of both are the same."""
+    shorter = min(len(old), len(new))
+    return next((at for at in range(shorter) if old[at] != new[at]), shorter)
+
+
+def _rows(text: str, width: int) -> int | None:
+    """Rows of a terminal that a line takes. None: terminals differ in how wide its tabs or its joined emoji are."""
+    from rich.cells import cell_len, chop_cells
+
+    alone, joined = sum(map(cells, text.replace("\t", " " * TAB))), cell_len(text)
+    if max(alone, joined) <= width:
+        return 1
+    return len(chop_cells(text, width)) if alone == joined else None
 
 
 def load() -> None:
     """Import what drawing needs and make it ready: 0.1 to 0.3 s that no answer should pay."""
     from rich.console import Console
-    from rich.markdown import Markdown
 
     with Console(force_terminal=True, file=StringIO()) as console:
-        console.print(Markdown("```python\npass\n```\n\n| a |\n| - |\n| b |\n", code_theme="ansi_dark"))
-
-
-def blocks(text: str) -> list[tuple[str, str, bool]]:
-    """The text in blocks, in order and complete: kind (`text`, `code`, `table`), text, whether it is finished.
-
-    A line of text is finished by its end, code by its closing fence, a table by the first line that is none of it.
-    """
-    found: list[tuple[str, str, bool]] = []
-    fence = ""
-    for line in re.findall(r"[^\n]*\n|[^\n]+", text):
-        bare, ended = line.strip(), line.endswith("\n")
-        if fence:
-            if closing := ended and bare.startswith(fence) and not bare.strip(fence[0]):
-                fence = ""
-            found[-1] = ("code", found[-1][1] + line, closing)
-            continue
-        kind = "code" if (opening := _FENCE.match(bare)) else "table" if bare.startswith("|") else "text"
-        if found and (found[-1][0] != kind or kind == "code"):
-            found[-1] = (*found[-1][:2], True)
-        if opening and ended:
-            fence = opening[1] or opening[2]
-        if found and found[-1][0] == kind and kind != "code" and (ended or kind == "table"):
-            found[-1] = (kind, found[-1][1] + line, kind == "text")
-        else:
-            found.append((kind, line, ended and kind == "text"))
-    return found
+        for kind, text in (("code", "```python\npass\n```\n"), ("table", "| a |\n| - |\n| `b` |\n")):
+            for _, line in drawn(kind, text, console):
+                console.print(line)
