@@ -52,28 +52,40 @@ def test_every_shell_has_a_file(written: Callable[[str], Path], shell: str) -> N
 
 
 @needs("bash")
-def test_bash(program: Path, written: Callable[[str], Path], tmp_path: Path, tiny_pack: Path) -> None:
-    asked = [
-        ("c", 1),
-        (f"generate -m {tiny_pack} -d s", 5),
-        ("config set te", 3),
-        ("generate --dev", 2),
-        ("nonsense x", 2),
-    ]
-    lines = [
-        f'COMP_WORDS=(zephyra {words}); COMP_CWORD={at}; _zephyra_completion zephyra; echo "${{COMPREPLY[*]}}"'
-        for words, at in asked
-    ]
-    script = "\n".join([f"source {written('bash')}", *lines])
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120)
-    assert done.stderr == ""
-    assert done.stdout.splitlines() == ["chat convert config completion", "shell sql", "temperature", "--device", ""]
+@pytest.mark.parametrize("breaks", ["=", ""])
+def test_bash(program: Path, written: Callable[[str], Path], tmp_path: Path, tiny_pack: Path, breaks: str) -> None:
+    """Tabs are typed into a bash, which takes words apart in its own way; a key writes down the line of then."""
+    asked = {
+        "zephyra doct": "zephyra doctor ",
+        f"zephyra generate -m {tiny_pack} -d sh": f"zephyra generate -m {tiny_pack} -d shell ",
+        f"zephyra generate -m {tiny_pack} -d sql=0.5,sh": f"zephyra generate -m {tiny_pack} -d sql=0.5,shell ",
+        f"zephyra generate -m {tiny_pack} --domain=sh": f"zephyra generate -m {tiny_pack} --domain=shell ",
+        f"zephyra generate -m {tiny_pack} --domain=sql=1,sh": f"zephyra generate -m {tiny_pack} --domain=sql=1,shell ",
+        "zephyra config set te": "zephyra config set temperature ",
+        "A=1 true; zephyra generate --dev": "A=1 true; zephyra generate --device ",
+        "zephyra nonsense xyz": "zephyra nonsense xyz",
+    }
+    begin = f"source {written('bash')}; show() {{ printf '<%s>\\n' \"$READLINE_LINE\"; }}; "
+    begin += """PS1='$ '; bind -x '"\\C-t": show'; COMP_WORDBREAKS=" $breaks"; echo rea''dy\r"""
+    environment = {"HOME": str(tmp_path), "TERM": "dumb", "INPUTRC": "/dev/null", "breaks": breaks}
+    from pseudo_terminal import Terminal
+
+    bash = ["bash", "--noprofile", "--norc", "-i"]
+    with Terminal(program=bash, cwd=tmp_path, size=(400, 24), **environment) as terminal:
+        terminal.types(begin)
+        terminal.until("ready")
+        for line, completed in asked.items():
+            terminal.types(f"{line}\t\x14")
+            terminal.until(f"<{completed}>")
+            terminal.types("\x15")
 
 
 @needs("fish")
-def test_fish(program: Path, written: Callable[[str], Path], tmp_path: Path) -> None:
+def test_fish(program: Path, written: Callable[[str], Path], tmp_path: Path, tiny_pack: Path) -> None:
     (tmp_path / "a_file.txt").touch()
     script = f"source {written('fish')}; complete -C 'zephyra doc'; complete -C 'zephyra generate -f a_f'"
+    for domain in ("--domain=sh", "--domain=sql=0.5,sh", "-d sql=0.5,sh"):
+        script += f"; complete -C 'zephyra generate -m {tiny_pack} {domain}'"
     environment = os.environ | {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "config")}
     done = subprocess.run(
         ["fish", "--no-config", "-c", script],
@@ -83,13 +95,14 @@ def test_fish(program: Path, written: Callable[[str], Path], tmp_path: Path) -> 
         env=environment,
         cwd=tmp_path,
     )
-    command, file = done.stdout.splitlines()
+    command, file, *domains = done.stdout.splitlines()
     assert command.startswith("doctor\tShow what is here")
     assert file.split("\t")[0] == "a_file.txt"
+    assert domains == ["--domain=shell", "--domain=sql=0.5,shell", "sql=0.5,shell"]
 
 
 @needs("zsh")
-def test_zsh(program: Path, written: Callable[[str], Path], tmp_path: Path) -> None:
+def test_zsh(program: Path, written: Callable[[str], Path], tmp_path: Path, tiny_pack: Path) -> None:
     """zsh completes at a terminal only: a Tab is typed into one, a key writes down the line that is there then."""
     folder = tmp_path / "functions"
     folder.mkdir()
@@ -104,12 +117,17 @@ def test_zsh(program: Path, written: Callable[[str], Path], tmp_path: Path) -> N
     with Terminal("-f", "-i", program=["zsh"], **environment) as terminal:
         terminal.types(begin)
         terminal.until("\nready")
-        terminal.types("zephyra doc\t\x18\x14")
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "line").exists() or not (tmp_path / "line").read_text():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        assert (tmp_path / "line").read_text() == "<zephyra doctor >\n"
+        generate = f"zephyra generate -m {tiny_pack}"
+        asked = {"zephyra doc": "zephyra doctor", f"{generate} -d sql=0.5,sh": f"{generate} -d sql=0.5,shell"}
+        asked |= {f"{generate} --domain={value}": f"{generate} --domain={value}ell" for value in ("sh", "sql=0.5,sh")}
+        for line, completed in asked.items():
+            (tmp_path / "line").unlink(missing_ok=True)
+            terminal.types(f"\x15{line}\t\x18\x14")
+            deadline = time.monotonic() + 60
+            while not (tmp_path / "line").exists() or not (tmp_path / "line").read_text():
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            assert (tmp_path / "line").read_text() == f"<{completed} >\n"
 
 
 def test_powershell_is_answered_as_its_file_asks(program: Path) -> None:
