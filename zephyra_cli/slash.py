@@ -77,7 +77,8 @@ def _domain(chat: Chat, argument: str) -> None:
 
 
 def _domains(chat: Chat, begun: str) -> list[str]:
-    return [AUTO, NONE, *sorted(chat.session.engine.pack.adapters)]
+    names, (blend, comma, _) = sorted(chat.session.engine.pack.adapters), begun.rpartition(",")
+    return [f"{blend},{name}" for name in names] if comma else [AUTO, NONE, *names]
 
 
 def _why(chat: Chat, argument: str) -> None:

@@ -172,6 +172,7 @@ def test_a_file_goes_with_the_next_question_alone(chat: Chat, tmp_path: Path) ->
 def test_completion(chat: Chat, tmp_path: Path) -> None:
     assert slash.completions("/he", chat) == [("/help ", 3)]
     assert slash.completions("/domain s", chat) == [("shell", 1)]
+    assert slash.completions("/domain sql=0.5,s", chat) == [("sql=0.5,shell", len("sql=0.5,s"))]
     assert ("temperature", 2) in slash.completions("/set te", chat)
     assert slash.completions(f"/file {tmp_path}/she", chat) == [(f"{tmp_path}/shell.gguf", len(f"{tmp_path}/she"))]
     assert slash.completions("hello", chat) == [] == slash.completions("/unknown x", chat)
