@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
+from zephyra_fusion.depth import check_depth, schema_levels
 from zephyra_fusion.endless import endless
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.gbnf import lark_from_gbnf
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 SECONDS = 20.0  # to build a constraint; ordinary ones take milliseconds
 MOST_ITEMS = 1000  # of the parser for one token (Earley); ambiguous grammars grow without end
 MOST_CHARACTERS = 2**20
+STACK = 64 * 2**20  # bytes for the thread that builds: llguidance recurses, a few KiB for each level
 # Between the parts of JSON, as in llama.cpp: a small model that may write any white space writes nothing else.
 WHITESPACE = r"( |\n{1,2}[ \t]{0,20})?"
 INSTALL_HINT = "pip install 'llguidance>=1.3'"
@@ -114,6 +116,7 @@ def _json_rules(text: str) -> str:
             "nothing satisfies the schema 'false'" if schema is False else "a JSON Schema is an object, or true",
             hint='as in {"type": "object"}',
         )
+    check_depth(schema_levels(schema), "schema")
     return "start: %json " + json.dumps({"x-guidance": {"whitespace_pattern": WHITESPACE}, **schema})
 
 
@@ -143,7 +146,11 @@ def _within(seconds: float, build: Callable[[], Any], what: str) -> Any:
             failures.append(error)
 
     worker = threading.Thread(target=run, daemon=True)
-    worker.start()
+    before = threading.stack_size(STACK)
+    try:
+        worker.start()
+    finally:
+        threading.stack_size(before)
     worker.join(seconds)
     if failures:
         raise ZephyraError(f"the {what} cannot be used: {str(failures[0])[:300]}")

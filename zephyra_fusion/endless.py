@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import unquote
 
 
 def endless(schema: Any) -> bool:
@@ -29,14 +30,14 @@ def endless(schema: Any) -> bool:
         if not isinstance(reference, str) or not reference.startswith("#"):
             return True
         if reference not in wanted:
-            wanted[reference] = _at(schema, reference)
+            wanted[reference] = pointed(schema, reference)
         return reference in ends
 
     while True:
         if finite(schema):
             return False
         before = len(wanted), len(ends)
-        ends |= {reference for reference, node in list(wanted.items()) if finite(node)}
+        ends |= {reference for reference, node in list(wanted.items()) if reference not in ends and finite(node)}
         if (len(wanted), len(ends)) == before:
             return True
 
@@ -54,15 +55,17 @@ def _required(node: Mapping[str, Any]) -> list[Any]:
     return found
 
 
-def _at(schema: Any, reference: str) -> Any:
-    """What a JSON Pointer means; True where it means nothing (that is said by whoever follows it)."""
+def pointed(schema: Any, reference: str) -> Any:
+    """What a JSON Pointer means; None where it is no such pointer, or means nothing (whoever follows it says so)."""
+    if reference != "#" and not reference.startswith("#/"):
+        return None
     node = schema
     for step in reference.removeprefix("#").split("/")[1:]:
-        name = step.replace("~1", "/").replace("~0", "~")
+        name = unquote(step).replace("~1", "/").replace("~0", "~")
         if isinstance(node, Mapping) and name in node:
             node = node[name]
         elif isinstance(node, list) and name.isdigit() and int(name) < len(node):
             node = node[int(name)]
         else:
-            return True
+            return None
     return node

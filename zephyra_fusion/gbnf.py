@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from zephyra_fusion.depth import check_depth, deepest
 from zephyra_fusion.errors import ZephyraError
 
 _SPACE = re.compile(r"(?:[ \t]|#[^\r\n]*)*")
@@ -33,8 +34,11 @@ class _Reader:
 
     def __init__(self, text: str) -> None:
         self.text, self.at, self.depth = text, 0, 0
+        self.rule = ""  # the one that is being read
         self.numbers: dict[str, int] = {}
         self.bodies: dict[str, str] = {}
+        self.levels: dict[str, int] = {}  # of each rule: its own, and its parentheses in each other
+        self.uses: dict[str, set[str]] = {}
         self.needs: dict[str, list[set[str]]] = {}  # for each rule its alternatives, as the rules that each needs
 
     def lark(self) -> str:
@@ -46,6 +50,7 @@ class _Reader:
             raise ZephyraError("the grammar has no rule 'root'", hint='as in: root ::= "yes" | "no"')
         if missing := sorted(set(self.numbers) - set(self.bodies)):
             raise ZephyraError(f"the grammar uses rules that it does not have: {', '.join(missing[:6])}")
+        check_depth(deepest(self.levels, self.uses), "grammar")
         self._check_end()
         lines = [f"r{self._number(name)}: {body}" for name, body in self.bodies.items()]
         return "\n".join([f"start: r{self._number('root')}", *lines])
@@ -72,6 +77,7 @@ class _Reader:
         self._number(name)
         if name in self.bodies:
             raise self._error(f"rule '{name}' is there twice")
+        self.rule, self.levels[name], self.uses[name] = name, 1, set()
         self.bodies[name], self.needs[name] = self._alternatives(nested=False)
         if self.at < len(self.text) and self.text[self.at] not in "\r\n":
             raise self._error("expected the end of the line")
@@ -112,6 +118,7 @@ class _Reader:
             raise self._error("tokens by number or name (<…>) are not supported")
         if _NAME.match(self.text, self.at):
             name = self._name()
+            self.uses[self.rule].add(name)
             return f"r{self._number(name)}", {name}
         return None
 
@@ -120,6 +127,7 @@ class _Reader:
         self.depth += 1
         if self.depth > MOST_DEPTH:
             raise self._error(f"more than {MOST_DEPTH} parentheses in each other")
+        self.levels[self.rule] = max(self.levels[self.rule], 1 + self.depth)
         self._skip(lines=True)
         body, needs = self._alternatives(nested=True)
         self._expect(")")
