@@ -118,12 +118,13 @@ class Batch:
                 values = _values(raw)
                 own_id = values.get("id")
                 request = _request(values, self.base, self.fresh_seeds)
+                text = AnswerText(request.stop)
                 job, decision = self.engine.job(request)
             except ZephyraError as error:
                 finished(place, _failure(line, own_id, error))
                 continue
             jobs.append(job)
-            running.append(_Answering(place, line, own_id, request, decision, AnswerText(request.stop)))
+            running.append(_Answering(place, line, own_id, request, decision, text))
         start = time.perf_counter()
         with closing(self.engine.backend.generate_many(jobs, self.at_once)) as events:
             event = next(events, None)

@@ -51,6 +51,7 @@ def test_each_line_gets_its_answer_or_its_error(zephyra: Run, tiny_pack: Path, t
         {"prompt": "hi", "schema": {"enum": []}},
         {"prompt": "hi", "top_p": 2.0},
         {"prompt": "hi", "stop": ["e", 3]},
+        {"prompt": "hi", "stop": [""]},
     ]
     text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in source)
     (tmp_path / "in.jsonl").write_bytes(text.encode() + b'{"prompt": "\xff"}\n')
@@ -58,16 +59,16 @@ def test_each_line_gets_its_answer_or_its_error(zephyra: Run, tiny_pack: Path, t
         "generate", "-m", tiny_pack, "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out", "-n", "9"
     )
     assert (done.returncode, done.stdout) == (0, b"")
-    assert done.stderr.splitlines()[-1] == b"4 answered, 10 with errors of their own"
+    assert done.stderr.splitlines()[-1] == b"4 answered, 11 with errors of their own"
     found = {record["line"]: record for record in records(tmp_path / "out")}
-    assert list(found) == [1, 2, 3, 4, *range(6, 16)]
+    assert list(found) == [1, 2, 3, 4, *range(6, 17)]
     assert found[1]["id"] == "first" and found[1]["usage"]["completion_tokens"] <= 9
     assert found[2]["decision"]["by"] == "user" and found[2]["usage"]["completion_tokens"] == 3
     assert found[11]["text"] in ('"yes"', '"no"') and found[11]["finish_reason"] == "stop"
     errors = {
         3: "no valid JSON", 6: 'no text under "prompt"', 7: "unknown field 'max_token'", 9: "unknown domain 'medicine'",
         8: 'temperature is "hot", must be a number', 10: "tokens, the context has", 12: "Unsatisfiable",
-        13: "top_p is 2.0", 14: "stop must be a text or a list of texts", 15: "no valid JSON",
+        13: "top_p is 2.0", 14: "stop must be a text or a list of texts", 15: "a stop string is empty", 16: "no valid JSON",
     }  # fmt: skip
     for line, cause in errors.items():
         assert cause in found[line]["error"], found[line]
