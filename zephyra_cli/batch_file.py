@@ -157,10 +157,14 @@ class Output:
                 f"'{self.path}' was begun with other prompts or options",
                 hint=f"run it as before, or remove '{self.path}' and '{self.journal}'",
             )
+        kept = len(head)
         for entry in found[1:]:
             place, _, line = entry.partition(b" ")
+            if not _is_entry(place, line):  # damaged: neither it nor what follows can be trusted, both are asked again
+                break
             self._waiting[int(place)] = line
-        os.truncate(self.journal, sum(map(len, found)) or len(head))
+            kept += len(entry)
+        os.truncate(self.journal, kept)
         return file
 
     def _whole_lines(self, path: Path) -> int:
@@ -201,6 +205,13 @@ def _whole(path: Path) -> bytes:
     """A file up to its last line end: what follows was being written when something ended the run."""
     data = path.read_bytes()
     return data[: data.rfind(b"\n") + 1]
+
+
+def _is_entry(place: bytes, line: bytes) -> bool:
+    try:
+        return int(place) >= 0 and isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _lock(file: BinaryIO, path: Path) -> None:

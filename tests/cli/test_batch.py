@@ -68,7 +68,8 @@ def test_each_line_gets_its_answer_or_its_error(zephyra: Run, tiny_pack: Path, t
     errors = {
         3: "no valid JSON", 6: 'no text under "prompt"', 7: "unknown field 'max_token'", 9: "unknown domain 'medicine'",
         8: 'temperature is "hot", must be a number', 10: "tokens, the context has", 12: "Unsatisfiable",
-        13: "top_p is 2.0", 14: "stop must be a text or a list of texts", 15: "a stop string is empty", 16: "no valid JSON",
+        13: "top_p is 2.0", 14: "stop must be a text or a list of texts", 15: "a stop string is empty",
+        16: "no valid JSON",
     }  # fmt: skip
     for line, cause in errors.items():
         assert cause in found[line]["error"], found[line]
@@ -256,6 +257,24 @@ def test_cut_at_any_byte_it_comes_out_whole(tmp_path: Path) -> None:
                     with path.open("r+b") as file:
                         file.truncate(max(path.stat().st_size - dice.randrange(9), 0))
         assert records(target) == list(record.values())
+
+
+@pytest.mark.parametrize(
+    "damage", [b"garbage here\n", b"3 notjson\n", b"3 [1]\n", b"-1 {}\n", b"\n", b"\0" * 9 + b"\n"]
+)
+def test_a_damaged_journal_counts_up_to_the_damage(damage: bytes, tmp_path: Path) -> None:
+    output = Output(tmp_path / "out.jsonl", {})
+    output.write(1, {"n": 1})
+    whole = output.journal.read_bytes()
+    output.close()
+    output.journal.write_bytes(whole + damage + b'2 {"n": "after"}\n')
+    output = Output(tmp_path / "out.jsonl", {})
+    assert [place in output for place in range(4)] == [False, True, False, False]
+    assert output.journal.read_bytes() == whole
+    for place in (0, 3, 2):
+        output.write(place, {"n": place})
+    output.finish()
+    assert records(output.path) == [{"n": place} for place in range(4)]
 
 
 def test_a_line_that_is_too_long_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
