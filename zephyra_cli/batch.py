@@ -87,12 +87,13 @@ class Batch:
             raise ZephyraError(f"cannot read '{self.source}': {error.strerror}") from None
 
     def _identity(self, digest: str) -> dict[str, Any]:
-        request, params = self.base, self.base.params
+        request, params, pack = self.base, self.base.params, self.engine.pack
         return {
             "zephyra_batch": 1,
             "input": digest,
-            "model": [self.engine.pack.name, *sorted(record.sha256 for record in self.engine.pack.files.values())],
-            "backend": self.engine.backend.name,
+            "model": [pack.name, *sorted(record.sha256 for record in pack.files.values())],
+            "base": None if pack.base in pack.files else _stamp(pack.path(pack.base)),
+            "backend": [self.engine.backend.name, self.engine.kv_type, self.engine.backend.context_length],
             "messages": [[message.role, message.content] for message in request.messages],
             "options": [request.raw, request.domain, list(request.stop)],
             "sampling": repr(replace(params, seed=0) if self.fresh_seeds else params),
@@ -168,6 +169,12 @@ class Batch:
         new = self.failed + self.answered
         left = seconds / new * (total - self._done)
         return f"{self.tokens / seconds:.0f} tokens/s, {_spell(left)} left"
+
+
+def _stamp(path: Path) -> list[Any]:
+    """What tells a file without a hash from another, or from what it was; a hash of gigabytes would take seconds."""
+    found = path.stat()
+    return [str(path.resolve()), found.st_size, found.st_mtime_ns]
 
 
 def _named(line: int, own_id: Any) -> dict[str, Any]:

@@ -105,6 +105,10 @@ def generate(
         raise typer.BadParameter("--parallel is for the prompts of --input")
     if input is not None and (prompt is not None or file or template or extract or json or stream_json):
         raise typer.BadParameter("--input excludes a PROMPT, --file, --template, --extract, --json and --stream-json")
+    if input is not None and (prompt_cache is not None or draft not in (None, "auto", "none")):
+        raise typer.BadParameter(
+            "--prompt-cache and --draft are for single prompts: those of --input share their steps"
+        )
     if schema is not None and grammar is not None:
         raise typer.BadParameter("--schema and --grammar exclude each other")
     if extract and (json or stream_json):
@@ -163,6 +167,7 @@ def _answer_many(
 ) -> None:
     """`base` has all that a line does not say."""
     import sys
+    from dataclasses import replace
 
     from zephyra_cli import ui
     from zephyra_cli.batch import Batch
@@ -170,7 +175,8 @@ def _answer_many(
     from zephyra_cli.progress import Progress, Waiting
 
     with Waiting(f"loading {pack.name}"):
-        engine = Engine.open(pack, chosen)
+        engine = Engine.open(pack, replace(chosen, draft="none", prompt_cache=None))
+    engine.draft_note = "a batch drafts nothing"
     fresh_seeds = chosen.seed is None and base.params.temperature > 0
     batch = Batch(engine, base, source, target, at_once, fresh_seeds)
     try:
