@@ -56,12 +56,22 @@ class _Reader:
         return "\n".join([f"start: r{self._number('root')}", *lines])
 
     def _check_end(self) -> None:
-        """A rule ends if one of its alternatives needs only rules that end."""
-        ending: set[str] = set()
-        while more := {
-            name for name in set(self.needs) - ending if any(needed <= ending for needed in self.needs[name])
-        }:
-            ending |= more
+        """A rule ends if one of its alternatives needs only rules that end. Each waits for those it needs."""
+        users: dict[str, list[tuple[str, set[str]]]] = {name: [] for name in self.needs}
+        ending, found = set[str](), []
+        for name, alternatives in self.needs.items():
+            for left in map(set, alternatives):
+                for needed in left:
+                    users[needed].append((name, left))
+                if not left:
+                    found.append(name)
+        while found:
+            if (name := found.pop()) not in ending:
+                ending.add(name)
+                for user, left in users[name]:
+                    left.remove(name)
+                    if not left:
+                        found.append(user)
         if "root" not in ending:
             endless = ", ".join(sorted(name for name in set(self.needs) - ending if _NAME.match(name))[:6])
             raise ZephyraError(f"no text can ever satisfy the grammar: these rules have no end: {endless}")

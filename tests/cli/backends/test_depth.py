@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from zephyra_fusion import depth
 from zephyra_fusion.constraint import check
 from zephyra_fusion.depth import MOST_LEVELS, deepest, schema_levels
 from zephyra_fusion.errors import ZephyraError
+from zephyra_fusion.gbnf import lark_from_gbnf
 from zephyra_fusion.types import SamplingParams
 
 Link = Callable[[dict[str, Any]], dict[str, Any]]
@@ -61,6 +64,15 @@ def test_a_chain_of_rules_is_refused(rule: str) -> None:
     rules = "".join(f"r{n} ::= {rule.format(n + 1)}\n" for n in range(MOST_LEVELS))
     with pytest.raises(ZephyraError, match=f"the grammar can be [0-9]+ levels deep, the limit is {MOST_LEVELS}"):
         check(SamplingParams(grammar=f'root ::= r0\n{rules}r{MOST_LEVELS} ::= "a"\n'))
+
+
+def test_a_grammar_is_read_in_the_time_that_its_length_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each round over all rules, to find those that end, would be minutes here."""
+    monkeypatch.setattr(depth, "MOST_LEVELS", 10**9)
+    rules = "".join(f"r{n} ::= r{n + 1}\n" for n in range(20_000))
+    start = time.monotonic()
+    assert lark_from_gbnf(f'root ::= r0\n{rules}r20000 ::= "a"\n').startswith("start: r0\n")
+    assert time.monotonic() - start < 10
 
 
 def test_the_deepest_walk_enters_no_part_twice() -> None:
