@@ -96,8 +96,8 @@ class Constraint:
             raise ZephyraError(f"the {self.what} cannot go on after token {token}: {self._reason()}")
 
     def _reason(self) -> str:
-        """llguidance's words without its position in our wrapping, the excerpts and the dump of its state."""
-        lines = str(self._matcher.get_error()).split("\n<state>")[0].split("\n")
+        """llguidance's words without its position in our wrapping, the excerpts and the dumps of its state."""
+        lines = re.split(r"\n<state>|<backtrace>", str(self._matcher.get_error()))[0].split("\n")
         told = itertools.takewhile(lambda line: not re.match(r"\s*\d+ \|", line), lines)
         reason = " ".join(line.strip() for line in told if line.strip())
         reason = re.sub(r"^at \d+\(\d+\): |failed to compile JSON schema: |\. Enable '.*", "", reason)

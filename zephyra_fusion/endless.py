@@ -46,10 +46,12 @@ def _required(node: Mapping[str, Any]) -> list[Any]:
     """The schemas of the values that every instance has in it."""
     found = list(node["allOf"]) if isinstance(node.get("allOf"), list) else []
     properties, required = node.get("properties"), node.get("required")
-    if node.get("type") == "object" and isinstance(properties, Mapping) and isinstance(required, list):
+    kind = node.get("type")
+    kind = kind[0] if isinstance(kind, list) and len(kind) == 1 else kind
+    if kind == "object" and isinstance(properties, Mapping) and isinstance(required, list):
         found += [properties[name] for name in required if isinstance(name, str) and name in properties]
     least, first = node.get("minItems"), node.get("prefixItems")
-    if node.get("type") == "array" and isinstance(least, int):
+    if kind == "array" and isinstance(least, int):
         first = first if isinstance(first, list) else []
         found += [*first[:least], *([node.get("items", True)] if least > len(first) else [])]
     return found

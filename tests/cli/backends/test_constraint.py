@@ -153,6 +153,7 @@ def test_a_schema_allows_what_it_says(text: str, expected: str, follow: Callable
         ),
         ('{"$ref": "#"}', "hold itself"),
         ('{"type": "array", "minItems": 1, "items": {"$ref": "#"}}', "hold itself"),
+        ('{"type": ["object"], "properties": {"x": {"$ref": "#"}}, "required": ["x"]}', "hold itself"),
         ('{"type": "array", "minItems": 2, "prefixItems": [true], "items": {"anyOf": [{"$ref": "#"}]}}', "hold itself"),
         (
             '{"$defs": {"a/b": {"type": "object", "properties": {"x": {"$ref": "#/$defs/c"}}, "required": ["x"]}, '
@@ -174,6 +175,7 @@ def test_refuses_a_schema(schema: str, cause: str) -> None:
         '{"type": "array", "minItems": 1, "items": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}}',
         '{"type": "array", "minItems": 1, "prefixItems": [true], "items": {"$ref": "#"}}',
         '{"type": "object", "properties": {"x": {"$ref": "#"}}}',
+        '{"type": ["object", "null"], "properties": {"x": {"$ref": "#"}}, "required": ["x"]}',
         '{"type": "object", "properties": {"x": {"$ref": "#"}}, "required": ["x"], "enum": [{"x": 1}]}',
         '{"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/c"}, "c": {"type": "null"}}, '
         '"type": "object", "properties": {"x": {"$ref": "#/$defs/a"}}, "required": ["x"]}',
@@ -209,6 +211,12 @@ def test_a_schema_that_leads_back_to_itself_may_have_an_end(schema: str) -> None
 def test_refuses_a_grammar(grammar: str, cause: str) -> None:
     with pytest.raises(ZephyraError, match=cause):
         constraint.check(SamplingParams(grammar=grammar))
+
+
+def test_a_panic_is_told_without_its_backtrace() -> None:
+    with pytest.raises(ZephyraError, match="symbols") as caught:
+        constraint.check(SamplingParams(grammar=f'root ::= "{"a" * 70_000}"'))
+    assert "backtrace" not in caught.value.message and "unknown" not in caught.value.message
 
 
 def test_what_takes_too_long_to_build_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
