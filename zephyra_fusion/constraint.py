@@ -19,13 +19,15 @@ if TYPE_CHECKING:
     import numpy as np
 
 SECONDS = 20.0  # to build a constraint; ordinary ones take milliseconds
-MOST_ITEMS = 1000  # of the parser for one token (Earley); ambiguous grammars grow without end
+# Of the parser for one token (Earley). An object has four for each property that it may lack, so some 1200 of these;
+# ambiguous grammars grow without end, to 0.1 s a token here.
+MOST_ITEMS = 5000
 MOST_CHARACTERS = 2**20
 STACK = 64 * 2**20  # bytes for the thread that builds: llguidance recurses, a few KiB for each level
 # Between the parts of JSON, as in llama.cpp: a small model that may write any white space writes nothing else.
 WHITESPACE = r"( |\n{1,2}[ \t]{0,20})?"
 INSTALL_HINT = "pip install 'llguidance>=1.3'"
-
+_STARTING = threading.Lock()  # the size of the next thread's stack is one for the whole process
 
 # Where only one text can follow, its tokens are still the model's choice, not a tokenizer's.
 _HEAD = '%llguidance {"no_forcing": true}\n'
@@ -146,11 +148,12 @@ def _within(seconds: float, build: Callable[[], Any], what: str) -> Any:
             failures.append(error)
 
     worker = threading.Thread(target=run, daemon=True)
-    before = threading.stack_size(STACK)
-    try:
-        worker.start()
-    finally:
-        threading.stack_size(before)
+    with _STARTING:
+        before = threading.stack_size(STACK)
+        try:
+            worker.start()
+        finally:
+            threading.stack_size(before)
     worker.join(seconds)
     if failures:
         raise ZephyraError(f"the {what} cannot be used: {str(failures[0])[:300]}")

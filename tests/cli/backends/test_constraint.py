@@ -243,6 +243,12 @@ def test_what_explodes_while_it_is_followed_is_given_up(bytewise: TokenTable, mo
             state.accept(ord("x"))
 
 
+def test_an_object_may_have_a_thousand_optional_properties(follow: Callable[[SamplingParams, bytes], str]) -> None:
+    properties = {f"p{number}": {"type": "integer"} for number in range(1000)}
+    schema = json.dumps({"type": "object", "properties": properties, "additionalProperties": False})
+    assert follow(SamplingParams(schema=schema), b'{"p0": 1, "p998": 2, "p999": 3}') == "whole"
+
+
 def test_control_tokens_are_no_text(follow: Callable[[SamplingParams, bytes], str]) -> None:
     """A grammar that spells a control token's name does not reach the token."""
     assert follow(SamplingParams(grammar='root ::= "<256>"'), b"<256>") == "whole"
