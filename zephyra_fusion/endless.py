@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote
@@ -10,16 +11,18 @@ from urllib.parse import unquote
 def endless(schema: Any) -> bool:
     """True where every value that satisfies the schema would be infinite; other contradictions are not looked for.
 
-    What is certain at the start is that a value without references ends. What ends because of that is found round by
-    round; the references that are left over lead back to themselves for ever.
+    What is certain at the start is that a value without references ends. What ends because of that is found one after
+    the other, each when a reference that it waits for does; those that are left over lead back to themselves for ever.
     """
     ends: set[str] = set()
-    wanted: dict[str, Any] = {}
+    asked: list[str] = []
+    nodes: dict[str, Any] = {"": schema}  # by reference; none is empty
+    waiting: dict[str, list[str]] = {}
 
     def finite(node: Any) -> bool:
         if not isinstance(node, Mapping) or "enum" in node or "const" in node:
             return True
-        if not all(finite(part) for part in _required(node)):
+        if not all([finite(part) for part in _required(node)]):  # a list: all are asked for at once
             return False
         for choices in (node.get("anyOf"), node.get("oneOf")):
             if isinstance(choices, list) and choices and not any(finite(choice) for choice in choices):
@@ -27,19 +30,26 @@ def endless(schema: Any) -> bool:
         return "$ref" not in node or reached(node["$ref"])
 
     def reached(reference: Any) -> bool:
-        if not isinstance(reference, str) or not reference.startswith("#"):
+        if not isinstance(reference, str) or not reference.startswith("#") or reference in ends:
             return True
-        if reference not in wanted:
-            wanted[reference] = pointed(schema, reference)
-        return reference in ends
+        asked.append(reference)
+        return False
 
-    while True:
-        if finite(schema):
-            return False
-        before = len(wanted), len(ends)
-        ends |= {reference for reference, node in list(wanted.items()) if reference not in ends and finite(node)}
-        if (len(wanted), len(ends)) == before:
-            return True
+    todo = deque([""])
+    while todo:
+        if (name := todo.popleft()) in ends:
+            continue
+        asked.clear()
+        if finite(nodes[name]):
+            ends.add(name)
+            todo += waiting.pop(name, [])
+            continue
+        for reference in asked:
+            waiting.setdefault(reference, []).append(name)
+            if reference not in nodes:
+                nodes[reference] = pointed(schema, reference)
+                todo.append(reference)
+    return "" not in ends
 
 
 def _required(node: Mapping[str, Any]) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from zephyra_fusion import depth
 from zephyra_fusion.constraint import check
 from zephyra_fusion.depth import MOST_LEVELS, deepest, schema_levels
+from zephyra_fusion.endless import endless
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.gbnf import lark_from_gbnf
 from zephyra_fusion.types import SamplingParams
@@ -72,6 +74,18 @@ def test_a_grammar_is_read_in_the_time_that_its_length_takes(monkeypatch: pytest
     rules = "".join(f"r{n} ::= r{n + 1}\n" for n in range(20_000))
     start = time.monotonic()
     assert lark_from_gbnf(f'root ::= r0\n{rules}r20000 ::= "a"\n').startswith("start: r0\n")
+    assert time.monotonic() - start < 10
+
+
+def test_whether_a_schema_ends_is_found_in_the_time_that_its_length_takes() -> None:
+    names = [f"c{chain}d{link}" for chain in range(40) for link in range(400)]
+    links = {name: {"$ref": f"#/$defs/{after}"} for name, after in pairwise(names) if not after.endswith("d0")}
+    firsts = {name: {"$ref": f"#/$defs/{name}"} for name in names if name.endswith("d0")}
+    start = time.monotonic()
+    schema = {"type": "object", "properties": firsts, "required": list(firsts), "$defs": links}
+    lasts = {name: {"type": "null"} for name in names if name not in links}
+    assert not endless({**schema, "$defs": links | lasts})
+    assert endless({**schema, "$defs": links | lasts | {"c7d399": {"$ref": "#/$defs/c7d9"}}})
     assert time.monotonic() - start < 10
 
 
