@@ -20,7 +20,7 @@ from zephyra_cli.devices import available_memory
 from zephyra_cli.interruption import deferred
 from zephyra_fusion.errors import ZephyraError
 
-_LONG = 16  # tokens from which on a prompt is read so that Ctrl-C can stop it
+LONG = 16  # tokens from which on what is decoded can be stopped by Ctrl-C: eight microseconds a time
 _PADDING = 256  # llama.cpp rounds the size of a context up to it
 
 
@@ -123,7 +123,7 @@ class Context:
     def read(self, prompt: Sequence[int]) -> None:
         """Append what of `prompt` is not there yet; `rewind` comes first. Ctrl-C ends it within an operation."""
         missing = len(prompt) - len(self.tokens)
-        with abortable(self._lib) if missing >= _LONG else deferred():
+        with abortable(self._lib) if missing >= LONG else deferred():
             for at in range(len(self.tokens), len(prompt), self.n_batch):
                 self.decode(prompt[at : at + self.n_batch])
 

@@ -159,7 +159,14 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
 
 # They log while they work. A Python function that is called in the middle of C, as the log callback is, is given the
 # signals that have come meanwhile, and the exception that their handler raises is lost: it has to wait.
-_TALKING = ("llama_model_load_from_file", "llama_init_from_model", "llama_adapter_lora_init", "llama_set_adapters_lora")
+_TALKING = (
+    "llama_model_load_from_file",
+    "llama_init_from_model",
+    "llama_adapter_lora_init",
+    "llama_set_adapters_lora",
+    "llama_memory_seq_cp",
+    "llama_free",
+)
 
 _last_errors: deque[str] = deque(maxlen=4)
 

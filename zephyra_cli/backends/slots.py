@@ -13,11 +13,13 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zephyra_cli.backends.kv import ContextSettings, context_params, set_adapters
+from zephyra_cli.backends.abort import ABORTED, abortable, go_on, handle_signals
+from zephyra_cli.backends.kv import LONG, ContextSettings, context_params, set_adapters
 from zephyra_cli.backends.library import Batch, take_errors
 from zephyra_cli.backends.protocol import Event, Job
 from zephyra_cli.backends.sampler import Sampler
 from zephyra_cli.devices import available_memory
+from zephyra_cli.interruption import deferred
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.types import Token
 
@@ -65,12 +67,20 @@ class SlotContext:
         self._batch = Batch(0, ctypes.addressof(self._ids), None, *(ctypes.addressof(array) for array in arrays))
 
     def decode(self, entries: Sequence[tuple[int, int, int, bool]]) -> None:
-        """At most `n_batch` entries (slot, position, token, whether its logits are wanted)."""
+        """At most `n_batch` entries (slot, position, token, whether its logits are wanted). Ctrl-C ends it within an
+        operation.
+        """
         for row, (slot, position, token, wanted) in enumerate(entries):
             self._ids[row], self._positions[row], self._outputs[row] = token, position, wanted
             self._slots[row] = self._addresses[slot]
         self._batch.n_tokens = len(entries)
-        if status := self._lib.llama_decode(self.handle, self._batch):
+        with abortable(self._lib) if len(entries) >= LONG else deferred():
+            while (status := self._lib.llama_decode(self.handle, self._batch)) == ABORTED:
+                handle_signals()  # raises KeyboardInterrupt, as a rule
+                go_on()
+                for slot, position, *_ in entries:  # what is stored of it would be there twice
+                    self._lib.llama_memory_seq_rm(self._memory, slot, position, -1)
+        if status:
             raise ZephyraError(
                 f"llama.cpp cannot decode a batch of {len(entries)} tokens: status {status}, {take_errors()}"
             )

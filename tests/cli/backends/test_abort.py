@@ -15,7 +15,8 @@ from zephyra_cli import interruption, store
 from zephyra_cli.backends import abort
 from zephyra_cli.backends.library import _log_callback, _LogCallback, library
 from zephyra_cli.backends.llama import LlamaBackend
-from zephyra_fusion.types import SamplingParams
+from zephyra_cli.backends.protocol import Job
+from zephyra_fusion.types import SamplingParams, Token
 
 PROMPT = [7 + i * i % 300 for i in range(100)]
 
@@ -24,6 +25,16 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="elsewhere an interru
 
 def answer(backend: LlamaBackend, prompt: list[int] = PROMPT) -> list[int]:
     return [token.id for token in backend.generate(prompt, SamplingParams(max_tokens=6))]
+
+
+def many(backend: LlamaBackend, prompt: list[int]) -> list[list[int]]:
+    """Answers of different lengths: slots end, and others move into their places."""
+    jobs = [Job(prompt=prompt, params=SamplingParams(max_tokens=most)) for most in (2, 9, 4, 6)]
+    answers: list[list[int]] = [[] for _ in jobs]
+    for index, token in backend.generate_many(jobs):
+        assert isinstance(token, Token)
+        answers[index].append(token.id)
+    return answers
 
 
 def test_a_stopped_batch_is_decoded_again_where_the_handler_goes_on(tiny_gguf: Path) -> None:
@@ -35,6 +46,10 @@ def test_a_stopped_batch_is_decoded_again_where_the_handler_goes_on(tiny_gguf: P
     assert abort._flag[0] == b"\0"
     abort._flag[0] = b"!"
     assert answer(again, [*PROMPT, 5, 6]) == answer(backend, [*PROMPT, 5, 6])
+    expected_many = many(backend, PROMPT)
+    abort._flag[0] = b"!"
+    assert many(again, PROMPT) == expected_many
+    assert abort._flag[0] == b"\0"
     backend.close()
     again.close()
 
@@ -86,7 +101,16 @@ def test_another_thread_reads_without_a_watcher(tiny_gguf: Path) -> None:
     backend.close()
 
 
-def test_ctrl_c_stops_a_batch_in_its_middle() -> None:
+def one(backend: LlamaBackend, prompt: list[int]) -> None:
+    list(backend.generate(prompt, SamplingParams(max_tokens=1)))
+
+
+def one_of_many(backend: LlamaBackend, prompt: list[int]) -> None:
+    list(backend.generate_many([Job(prompt=prompt, params=SamplingParams(max_tokens=1))]))
+
+
+@pytest.mark.parametrize("read", [one, one_of_many])
+def test_ctrl_c_stops_a_batch_in_its_middle(read: Callable[[LlamaBackend, list[int]], None]) -> None:
     """One batch of 1,000 tokens of the embedded model takes long enough to be measured."""
     pack = store.find("zephyra-nano", offline=True)
     backend = LlamaBackend(pack.path(pack.base), threads=1, n_batch=1024)
@@ -95,14 +119,14 @@ def test_ctrl_c_stops_a_batch_in_its_middle() -> None:
     for _ in range(4):  # a machine that is busy at the wrong moment
         backend.forget()
         start = time.perf_counter()
-        list(backend.generate(prompt, SamplingParams(max_tokens=1)))
+        read(backend, prompt)
         whole = time.perf_counter() - start
         backend.forget()
         timer = threading.Timer(whole / 8, os.kill, (os.getpid(), signal.SIGINT))
         timer.start()
         start = time.perf_counter()
         with pytest.raises(KeyboardInterrupt):
-            list(backend.generate(prompt, SamplingParams(max_tokens=1)))
+            read(backend, prompt)
         shortest = min(shortest, (time.perf_counter() - start) / whole)
         timer.join()
         if shortest < 0.6:
@@ -147,3 +171,34 @@ def test_a_signal_in_the_middle_of_loading_is_not_lost(tiny_gguf: Path, tiny_ada
         lib.llama_log_set(_log_callback, None)
         signal.signal(signal.SIGINT, before)
         del callback
+
+
+def test_a_signal_at_any_word_of_a_batch_is_not_lost(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp talks when it plans a step of another shape, moves a sequence and frees a context, too."""
+    backend, prompt = LlamaBackend(tiny_gguf, threads=1, kv_type="f32", flash_attention=False), [5, 6, 7]
+    lib, left = library(), 0
+
+    def log(level: int, text: bytes, data: object) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            signal.raise_signal(signal.SIGINT)
+
+    expected = many(backend, prompt)
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, interruption.handle)
+    monkeypatch.setattr("zephyra_cli.backends.library._log_callback", callback := _LogCallback(log))
+    lib.llama_log_set(callback, None)
+    try:
+        assert many(backend, prompt) == expected
+        words = -left
+        for word in range(1, words + 1, 1 + words // 60):
+            left = word
+            with pytest.raises(KeyboardInterrupt):
+                many(backend, prompt)
+        left = 0
+        assert many(backend, prompt) == expected
+    finally:
+        lib.llama_log_set(_log_callback, None)
+        signal.signal(signal.SIGINT, before)
+    backend.close()
