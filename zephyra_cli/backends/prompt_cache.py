@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from zephyra_cli.backends.adapters import Adapters
 from zephyra_cli.backends.kv import Context, ContextSettings, common_prefix
@@ -18,7 +19,7 @@ from zephyra_cli.backends.prompt_folder import Found, PromptFolder
 
 LEAST = 64
 """Tokens below which a file is not worth writing."""
-_HASHES = "files.json"
+_HASHES = "zephyra-files.json"
 
 
 class PromptCache:
@@ -70,15 +71,31 @@ class PromptCache:
 
         about = path.stat()
         name, stamp = str(path.resolve()), [about.st_size, about.st_mtime_ns]
-        place = self._files.folder / _HASHES
-        try:
-            known = json.loads(place.read_text(encoding="utf-8"))
-            if known[name][:2] == stamp and isinstance(known[name][2], str):
-                return str(known[name][2])
-        except (OSError, ValueError, KeyError, TypeError, IndexError):
-            known = {}
+        known = self._known()
+        if known is not None and name in known and known[name][:2] == stamp:
+            return str(known[name][2])
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        text = json.dumps({**(known if isinstance(known, dict) else {}), name: [*stamp, digest]})
-        self._files.store(_HASHES, [text.encode()])
+        if known is not None:
+            self._files.store(_HASHES, [json.dumps({**known, name: [*stamp, digest]}).encode()])
         return digest
+
+    def _known(self) -> dict[str, list[Any]] | None:
+        """Size, time of change and SHA-256 of files; None: what stands there is not ours to write over."""
+        import json
+
+        place = self._files.folder / _HASHES
+        try:
+            if place.exists() and not place.is_file():
+                return None
+            known = json.loads(place.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, RecursionError):
+            return None
+        ours = isinstance(known, dict) and all(_is_entry(entry) for entry in known.values())
+        return known if ours else None
+
+
+def _is_entry(entry: object) -> bool:
+    return isinstance(entry, list) and [type(part) for part in entry] == [int, int, str]

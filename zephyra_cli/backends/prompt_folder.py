@@ -1,8 +1,8 @@
 """A folder of files that each hold what was read of one prompt: bounded, and proof against whatever happens to it.
 
 A file is MAGIC, the key (32 bytes), the number of tokens (32 bits), the tokens (32 bits each), the state, and the
-SHA-256 of all that. It stands under its name only when it is whole; one that is not what it says is deleted. Files
-without our ending and beginning are left alone.
+SHA-256 of all that. It stands under its name only when it is whole; one that is not what it says is deleted. The folder
+may be anybody's: what has not both a name as ours have and our beginning is left alone.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import tempfile
 import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from zephyra_cli.backends.kv import common_prefix
 
 MAGIC = b"ZEPHKV01"
 ENDING, UNFINISHED = ".prompt", ".prompt-tmp"
+_NAME, _UNFINISHED_NAME = re.compile(r"[0-9a-f]{16}-[0-9a-f]{32}\.prompt"), re.compile(r"zephyra-\w+\.prompt-tmp")
 _HEAD, _DIGEST = len(MAGIC) + 32 + 4, 32
 _ABANDONED = 3600  # seconds after which an unfinished file is somebody's who was killed
 _MOST_TOKENS = 1 << 24
@@ -100,7 +102,7 @@ class PromptFolder:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._make_room(size)
-            number, made = tempfile.mkstemp(dir=self.folder, suffix=UNFINISHED)
+            number, made = tempfile.mkstemp(dir=self.folder, prefix="zephyra-", suffix=UNFINISHED)
             with os.fdopen(number, "wb") as file:
                 file.writelines(parts)
             os.replace(made, self.folder / name)
@@ -114,7 +116,7 @@ class PromptFolder:
 
     def _paths(self, key: bytes) -> list[Path]:
         try:
-            return sorted(self.folder.glob(f"{key.hex()[:16]}-*{ENDING}"))
+            return sorted(path for path in self.folder.glob(f"{key.hex()[:16]}-*{ENDING}") if _is_ours(path))
         except OSError:
             return []
 
@@ -130,15 +132,15 @@ class PromptFolder:
     def _make_room(self, size: int) -> None:
         """Those used longest ago go until `size` more bytes fit."""
         found: list[tuple[float, int, Path]] = []
-        for path in self._ours():
+        for path in self.folder.iterdir():
             try:
-                about = path.stat()
+                about = path.lstat()
+                if _is_ours(path):
+                    found.append((about.st_mtime, about.st_size, path))
+                elif _UNFINISHED_NAME.fullmatch(path.name) and about.st_mtime < time.time() - _ABANDONED:
+                    path.unlink()
             except OSError:
                 continue
-            if path.suffix == UNFINISHED and about.st_mtime < time.time() - _ABANDONED:
-                path.unlink(missing_ok=True)
-            elif path.suffix == ENDING:
-                found.append((about.st_mtime, about.st_size, path))
         total = sum(length for _, length, _ in found) + size
         for _, length, path in sorted(found):
             if total <= self._limit:
@@ -146,8 +148,16 @@ class PromptFolder:
             path.unlink(missing_ok=True)
             total -= length
 
-    def _ours(self) -> Iterator[Path]:
-        return (path for path in self.folder.iterdir() if path.suffix in (ENDING, UNFINISHED))
+
+def _is_ours(path: Path) -> bool:
+    """By name, kind and beginning. Nothing but a plain file is opened: a pipe would wait for who writes into it."""
+    if not _NAME.fullmatch(path.name) or path.is_symlink() or not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
 
 
 def _count(head: bytes) -> int:

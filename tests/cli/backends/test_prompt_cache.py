@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
 import subprocess
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -115,16 +117,61 @@ def test_no_damage_is_ever_believed(reader: Reader, cold: Reader) -> None:
 
 
 def test_what_is_not_ours_is_left_alone(reader: Reader) -> None:
+    """Any folder may be given, a full one too; what is in it is never deleted to make room, nor written over."""
     assert reader.folder is not None
-    reader.folder.mkdir()
-    (reader.folder / "notes.txt").write_text("mine")
-    (reader.folder / "files.json").write_text("[1, 2")
-    (reader.folder / "other.prompt").write_bytes(b"not a prompt")
     reader.answer(PROMPT)
+    (path,) = files(reader)
+    index, whole = reader.folder / "zephyra-files.json", path.read_bytes()
+    foreign = {
+        "notes.txt": b"mine",
+        "files.json": b"[1, 2",
+        "other.prompt": whole,  # not a name that we give
+        f"{'0' * 16}-{'1' * 32}.prompt": b"a name that we might give",
+        "draft.prompt-tmp": b"mine as well",
+    }
+    for name, content in foreign.items():
+        (reader.folder / name).write_bytes(content)
+        os.utime(reader.folder / name, (1, 1))
+    for content in (b"[1, 2", b"[]", b'{"a": 1}', b'{"a": [1, 2, 3]}', b"\xff", b"[" * 100_000):
+        index.write_bytes(content)
+        reader.answer(PROMPT)
+        assert reader.cached == 149
+        assert index.read_bytes() == content
+    reader.limit = len(whole)
+    reader.answer([200, *PROMPT[1:]])
+    assert len([path for path in files(reader) if path.name not in foreign]) == 1, "room was made of ours"
+    assert {name: (reader.folder / name).read_bytes() for name in foreign} == foreign
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_pipe_under_our_names_is_not_waited_for(reader: Reader) -> None:
+    assert reader.folder is not None
     reader.answer(PROMPT)
-    assert reader.cached == 149
-    assert (reader.folder / "notes.txt").read_text() == "mine"
-    assert (reader.folder / "other.prompt").exists()
+    (path,) = files(reader)
+    for pipe in path, reader.folder / "zephyra-files.json":
+        pipe.unlink()
+        os.mkfifo(pipe)
+    answering = threading.Thread(target=reader.answer, args=(PROMPT,), daemon=True)
+    answering.start()
+    answering.join(timeout=30)
+    assert not answering.is_alive() and path.is_file(), "written over: the name is that of this prompt alone"
+
+
+def test_hashes_of_all_files_are_remembered(
+    reader: Reader, tiny_adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+
+    def digest(file: Any, name: str) -> Any:
+        hashed.append(file.name)
+        return file_digest(file, name)
+
+    file_digest = hashlib.file_digest
+    monkeypatch.setattr("zephyra_cli.backends.prompt_cache.hashlib.file_digest", digest)
+    for _ in range(2):
+        for weights in {}, {"a": 1.0}, {"b": 1.0}:
+            reader.answer(PROMPT, weights)
+    assert len(hashed) == len(set(hashed)) == 3
 
 
 def test_the_folder_is_bounded(reader: Reader) -> None:
@@ -161,7 +208,7 @@ def test_a_full_disk_costs_the_file_and_nothing_else(
 def test_an_unfinished_file_of_a_dead_process_goes(reader: Reader) -> None:
     assert reader.folder is not None
     reader.folder.mkdir()
-    old, young = reader.folder / "a.prompt-tmp", reader.folder / "b.prompt-tmp"
+    old, young = reader.folder / "zephyra-a.prompt-tmp", reader.folder / "zephyra-b.prompt-tmp"
     for path in old, young:
         path.write_bytes(MAGIC)
     os.utime(old, (1, 1))
