@@ -63,7 +63,7 @@ class Settings:
             if (number := getattr(self, name)) is not None and number < 1:
                 raise ZephyraError(f"{name} is {number}, must be at least 1")
         if self.system is not None:
-            utf8(self.system, "the system prompt")
+ raise            utf8(self.system, "the system prompt")
         self._over(SamplingParams())
 
     def sampling(self, defaults: SamplingParams) -> SamplingParams:

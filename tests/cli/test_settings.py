@@ -56,6 +56,7 @@ def test_a_file_that_is_no_text_is_refused(home: Path) -> None:
         ("ZEPHYRA_TEMPRATURE", "1", "unknown setting ZEPHYRA_TEMPRATURE"),
         ("ZEPHYRA_SEED", "one", "ZEPHYRA_SEED is 'one', must be a whole number"),
         ("ZEPHYRA_STATS", "perhaps", "must be true or false"),
+        ("ZEPHYRA_PROMPT_CACHE", "", "prompt_cache is empty, must be a folder"),
     ],
 )
 def test_a_wrong_environment_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str) -> None:
