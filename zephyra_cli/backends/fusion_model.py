@@ -70,7 +70,7 @@ def load_model(checkpoint: Checkpoint, device: str, dtype: torch.dtype) -> Zephy
         raise ZephyraError(
             f"'{checkpoint.path}' has {checkpoint.parameters / 1e6:.0f} M parameters, {size / 2**20:.0f} MB: "
             f"{device} has no memory for them",
-            hint="a smaller model, or --device cpu",
+            hint="a smaller model" + ("" if device == "cpu" else ", or --device cpu"),
         ) from None
 
 

@@ -196,6 +196,16 @@ def test_what_cannot_run_is_refused(tiny_gguf: Path, tmp_path: Path) -> None:
         FusionBackend(tmp_path, device="cpu")
 
 
+def test_a_model_too_large_for_the_cpu_is_not_sent_to_the_cpu(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("zephyra_fusion.checkpoint.load_weights", full)
+    with pytest.raises(ZephyraError, match="cpu has no memory for them") as caught:
+        FusionBackend(tiny_gguf, device="cpu")
+    assert caught.value.hint == "a smaller model"
+
+
 def test_choosing_imports_no_torch(zephyra: Run, tiny_pack: Path) -> None:
     done = zephyra("generate", "-m", tiny_pack, "-n", "1", "hi", PYTHONPROFILEIMPORTTIME="1")
     assert done.returncode == 0 and b"| torch\n" not in done.stderr and b"zephyra_cli.backends.choice" in done.stderr
