@@ -1,12 +1,18 @@
-"""The entry point: signals, errors, and how every run ends."""
+"""The entry point: signals, errors, and how every run ends.
+
+Until `interruption.install` Ctrl-C ends in Python's own traceback, so little is imported before it, and not `typing`.
+"""
 
 from __future__ import annotations
 
 import sys
-from typing import NoReturn
 
 from zephyra_cli import interruption
 from zephyra_cli.ending import end_as_cat, leave
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 
 def main() -> NoReturn:

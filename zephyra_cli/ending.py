@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import NoReturn
+
+TYPE_CHECKING = False  # `typing` itself takes longer than all that `app` needs before it takes over the signals
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 
 def leave(status: int) -> NoReturn:

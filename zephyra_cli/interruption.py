@@ -6,10 +6,13 @@ import signal
 from _thread import get_ident
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
-from typing import TypeVar
 
-T = TypeVar("T")
+TYPE_CHECKING = False  # `typing` would be half of what is imported before `install`
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 
 class Terminated(KeyboardInterrupt):

@@ -61,3 +61,22 @@ print(*[name for name in sys.modules if name.startswith("zephyra_cli.commands.")
 """
     done = subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert set(done.stderr.split()) == {"zephyra_cli.commands.generate", "zephyra_cli.commands.options"}
+
+
+def test_little_is_imported_before_the_signals_are_taken_over() -> None:
+    """Until then Ctrl-C prints a traceback."""
+    code = """
+import sys
+before = set(sys.modules)
+from zephyra_cli import app
+print(*set(sys.modules) - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert {name for name in loaded if name.startswith("zephyra")} == {
+        "zephyra_cli",
+        "zephyra_cli.app",
+        "zephyra_cli.ending",
+        "zephyra_cli.interruption",
+    }
+    assert loaded & {"typing", "re"} == set()
