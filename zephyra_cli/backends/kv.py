@@ -199,9 +199,9 @@ class Context:
         return True
 
     def free(self) -> None:
-        if self.handle:
-            self._lib.llama_free(self.handle)
-            self.handle = None
+        handle, self.handle = self.handle, None  # first: an interruption that waits is raised as `llama_free` ends
+        if handle:
+            self._lib.llama_free(handle)
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
@@ -243,11 +243,11 @@ class ContextPool:
             self._make_room(mix, size)
             made = Context(self._lib, self._model, self.settings, size)
             made.set_adapters(*adapters())
-            if found is not None:
-                if not self.settings.window and found.tokens:
-                    made.restore(found.tokens, found.state())
-                found.free()
-            self._contexts[mix] = found = made
+            if found is not None and not self.settings.window and found.tokens:
+                made.restore(found.tokens, found.state())
+            self._contexts[mix], outgrown, found = made, found, made
+            if outgrown is not None:
+                outgrown.free()
         self._contexts.move_to_end(mix)
         while len(self._contexts) > self._live:
             self._contexts.popitem(last=False)[1].free()

@@ -99,9 +99,9 @@ class SlotContext:
         return bool(address) and not math.isnan(ctypes.c_float.from_address(address).value)
 
     def free(self) -> None:
-        if self.handle:
-            self._lib.llama_free(self.handle)
-            self.handle = None
+        handle, self.handle = self.handle, None  # first: an interruption that waits is raised as `llama_free` ends
+        if handle:
+            self._lib.llama_free(handle)
 
 
 @dataclass

@@ -202,3 +202,26 @@ def test_a_signal_at_any_word_of_a_batch_is_not_lost(tiny_gguf: Path, monkeypatc
         lib.llama_log_set(_log_callback, None)
         signal.signal(signal.SIGINT, before)
     backend.close()
+
+
+def test_an_interruption_while_a_context_is_freed_leaves_no_freed_one(tiny_gguf: Path) -> None:
+    backend = LlamaBackend(tiny_gguf, threads=1, kv_type="f32", flash_attention=False)
+    answer(backend, PROMPT[:9])
+    lib, before, free = library(), signal.getsignal(signal.SIGINT), library().llama_free
+
+    def interrupted(handle: int) -> None:
+        with interruption.deferred():
+            signal.raise_signal(signal.SIGINT)
+            free(handle)
+
+    signal.signal(signal.SIGINT, interruption.handle)
+    lib.llama_free = interrupted
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            answer(backend, PROMPT * 4)  # needs a larger one
+    finally:
+        lib.llama_free = free
+        signal.signal(signal.SIGINT, before)
+    assert all(context.handle for context in backend._pool._contexts.values())
+    assert len(answer(backend, PROMPT[:9])) == len(answer(backend, PROMPT * 4)) == 6
+    backend.close()
