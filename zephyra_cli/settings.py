@@ -62,8 +62,10 @@ class Settings:
         for name in ("threads", "context", "kv_memory", "prompt_cache_size"):
             if (number := getattr(self, name)) is not None and number < 1:
                 raise ZephyraError(f"{name} is {number}, must be at least 1")
+        if self.prompt_cache == "":  # as a path it would be the folder one happens to be in
+            raise ZephyraError("prompt_cache is empty, must be a folder")
         if self.system is not None:
- raise            utf8(self.system, "the system prompt")
+            utf8(self.system, "the system prompt")
         self._over(SamplingParams())
 
     def sampling(self, defaults: SamplingParams) -> SamplingParams:
