@@ -139,7 +139,7 @@ def install(root: Path, files: Mapping[str, Path], record: Mapping[str, Any], no
                 (new / name).parent.mkdir(parents=True, exist_ok=True)
                 _settle(path, new / name, last=uses[path] == 1)
                 uses[path] -= 1
-            with open(new / receipt, "w", encoding="utf-8", errors="surrogatepass") as file:  # as json reads it
+            with open(new / receipt, "w", encoding="utf-8") as file:
                 json.dump(record, file, indent=2, ensure_ascii=False)
                 file.write("\n")
                 file.flush()

@@ -72,10 +72,8 @@ def _checked(pack: Pack, reference: Reference) -> tuple[dict[str, Any], dict[str
     except UnicodeDecodeError:  # huggingface-hub reads its head
         raise ZephyraError("README.md is not UTF-8, and the hub takes no other card", hint="save it as UTF-8") from None
     if "README.md" not in manifest["files"] and MARK in card:
-        texts["README.md"] = model_card(pack, manifest | {"source": source}, reference.repository).encode(
-            errors="replace"
-        )
-    texts[MANIFEST] = (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode(errors="surrogatepass")
+        texts["README.md"] = model_card(pack, manifest | {"source": source}, reference.repository).encode()
+    texts[MANIFEST] = (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()
     return manifest, texts
 
 

@@ -89,13 +89,6 @@ def test_a_paper_that_leads_out_of_the_pack_is_not_published(
     assert logged_in.repositories["ada/tiny"].commits[done.commit]["LICENSE"] == b"inside"
 
 
-def test_a_manifest_with_half_a_letter_comes_back_as_it_was(
-    logged_in: Hub, change_pack: Callable[..., Path], pulled: Pull
-) -> None:
-    pushed(change_pack(description="half \ud800"), "hf:ada/half")
-    assert store.find(pulled("hf:ada/half").name).description == "half \ud800"
-
-
 def test_papers_go_as_they_are(logged_in: Hub, change_pack: Callable[..., Path]) -> None:
     root, latin = change_pack(), "gewährt wird alles".encode("latin-1")
     (root / "LICENSE").write_bytes(latin)
