@@ -144,6 +144,15 @@ class Output:
         if not known and self.path.exists() and self.path.stat().st_size:
             raise ZephyraError(f"'{self.path}' exists already", hint="remove it, or choose another --output")
         file: BinaryIO = open(self.journal, "ab", buffering=0)  # noqa: SIM115  closed by `close`
+        try:
+            self._go_on(file, identity)
+        except BaseException:
+            file.close()  # and with it the lock
+            raise
+        return file
+
+    def _go_on(self, file: BinaryIO, identity: dict[str, Any]) -> None:
+        """With the journal of a run that was begun, or a new one: what it has waits to be written in its place."""
         _lock(file, self.path)
         head = json.dumps(identity, ensure_ascii=False, sort_keys=True).encode() + b"\n"
         found = _whole(self.journal).splitlines(keepends=True)
@@ -165,7 +174,6 @@ class Output:
             self._waiting[int(place)] = line
             kept += len(entry)
         os.truncate(self.journal, kept)
-        return file
 
     def _whole_lines(self, path: Path) -> int:
         whole = _whole(path)
