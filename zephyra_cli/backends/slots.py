@@ -67,14 +67,16 @@ class SlotContext:
         self._batch = Batch(0, ctypes.addressof(self._ids), None, *(ctypes.addressof(array) for array in arrays))
 
     def decode(self, entries: Sequence[tuple[int, int, int, bool]]) -> None:
-        """At most `n_batch` entries (slot, position, token, whether its logits are wanted). Ctrl-C ends it within an
-        operation.
+        """At most `n_batch` entries (slot, position, token, whether its logits are wanted).
+
+        Ctrl-C ends the reading of prompts within an operation.
         """
         for row, (slot, position, token, wanted) in enumerate(entries):
             self._ids[row], self._positions[row], self._outputs[row] = token, position, wanted
             self._slots[row] = self._addresses[slot]
         self._batch.n_tokens = len(entries)
-        with abortable(self._lib) if len(entries) >= LONG else deferred():
+        prompts = len(entries) >= LONG and len(entries) > len(self._addresses)  # one token a slot is over soon
+        with abortable(self._lib) if prompts else deferred():
             while (status := self._lib.llama_decode(self.handle, self._batch)) == ABORTED:
                 handle_signals()  # raises KeyboardInterrupt, as a rule
                 go_on()
