@@ -83,13 +83,14 @@ def record(manifest: dict[str, Any], pack: Path, file: str, source: str) -> None
 
 
 def figures_as_markdown(measured: dict[str, Any], *, tables: bool) -> str:
-    """One table of figures that have a target; with `tables`, all figures, and each benchmark's matrices below."""
+    """One table of the figures that are asked for; with `tables`, all figures, and each benchmark's matrices below."""
     lines = ["| what | measured | target | by |", "| --- | --- | --- | --- |"]
     for name, benchmark in measured.items():
         for figure in benchmark["figures"].values():
             bound = "≥ " if "at_least" in figure else "≤ " if "at_most" in figure else ""
             limit = figure.get("at_least", figure.get("at_most"))
-            if limit is None and not tables:
+            asked = limit is not None or name == "usefulness"  # where shares are asked for, without a target
+            if not (asked or tables):
                 continue
             target = "" if limit is None else f"{bound}{_shown(limit, figure['unit'])}"
             value = _shown(figure["value"], figure["unit"]) + ("" if figure.get("reached", True) else " (missed)")

@@ -105,7 +105,7 @@ def test_a_label_without_an_adapter_is_named(runs: Path, data: Path, tmp_path: P
 def test_the_recipes_that_come_with_the_package_are_recipes() -> None:
     folder = Path(stages.__file__).parent / "recipes"
     # Named by what they make, not by the stage.
-    of = {"draft": "base"} | dict.fromkeys(("adapters", "mathematics", "shell"), "adapter")
+    of = {"draft": "base"} | dict.fromkeys(("adapters", "geography", "mathematics", "shell"), "adapter")
     stems = {path: path.stem.partition("_")[0] for path in folder.rglob("*.toml")}
     found = {path: of.get(stem, stem) for path, stem in stems.items()}
     assert {"tokenizer", "base", "adapter", "router", "joint"} == set(found.values())
