@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from zephyra_converters.gguf_header import GGML_TYPES
@@ -30,10 +31,10 @@ def dequantized(raw: np.ndarray, kind: int, name: str) -> np.ndarray:
     """Rows of bytes `[rows, row_bytes]` of a ggml type as float32 `[rows, columns]`; `name` is the tensor's."""
     import gguf
 
-    try:
-        return gguf.quants.dequantize(raw, gguf.GGMLQuantizationType(kind))
-    except (ValueError, NotImplementedError):
-        return _by_library(raw, kind, name)
+    if kind in {int(known) for known in gguf.GGMLQuantizationType}:
+        with suppress(NotImplementedError):
+            return gguf.quants.dequantize(raw, gguf.GGMLQuantizationType(kind))
+    return _by_library(raw, kind, name)
 
 
 def _by_library(raw: np.ndarray, kind: int, name: str) -> np.ndarray:

@@ -34,6 +34,17 @@ def test_a_history_that_cannot_grow_is_said_once(tiny_pack: Path, home: Path) ->
     assert "Traceback" not in chat.plain and "ENTER" not in chat.plain
 
 
+def types_calmly(pack: Path, line: str) -> None:
+    """The line is taken in a chat, and nothing is printed of what went wrong inside."""
+    with Terminal("chat", "-m", pack, "-n", 1, size=(80, 24), **XTERM) as chat:
+        chat.sees(PROMPT)
+        chat.types(line + "\r")
+        chat.sees(TAKEN)
+        chat.sees(PROMPT)
+        assert chat.leaves() == 0
+    assert "Traceback" not in chat.plain and "ENTER" not in chat.plain
+
+
 @pytest.mark.parametrize("history", ["a folder", "read-only", "not readable"])
 def test_a_history_that_cannot_be_used(tiny_pack: Path, home: Path, history: str) -> None:
     home.mkdir(exist_ok=True)
@@ -41,24 +52,12 @@ def test_a_history_that_cannot_be_used(tiny_pack: Path, home: Path, history: str
         (home / "chat_history").mkdir()
     else:
         (home / "chat_history").touch(0o400 if history == "read-only" else 0o200)
-    with Terminal("chat", "-m", tiny_pack, "-n", 1, size=(80, 24), **XTERM) as chat:
-        chat.sees(PROMPT)
-        chat.types("/stats off\r")
-        chat.sees(TAKEN)
-        chat.sees(PROMPT)
-        assert chat.leaves() == 0
-    assert "Traceback" not in chat.plain and "ENTER" not in chat.plain
+    types_calmly(tiny_pack, "/stats off")
 
 
 def test_a_colour_that_is_typed_is_part_of_the_line(tiny_pack: Path, home: Path) -> None:
     """Pasted where the terminal does not say so. Mouse reports, which a program before may have asked for, are not."""
-    with Terminal("chat", "-m", tiny_pack, "-n", 1, size=(80, 24), **XTERM) as chat:
-        chat.sees(PROMPT)
-        chat.types("a \x1b[31mred\x1b[0m \x1b[<0;3;4M\x1b[32;5;6Mline\r")
-        chat.sees(TAKEN)
-        chat.sees(PROMPT)
-        assert chat.leaves() == 0
-    assert "Traceback" not in chat.plain and "ENTER" not in chat.plain
+    types_calmly(tiny_pack, "a \x1b[31mred\x1b[0m \x1b[<0;3;4M\x1b[32;5;6Mline")
     assert (home / "chat_history").read_text().splitlines()[-1] == "+a \x1b[31mred\x1b[0m line"
 
 
