@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zephyra_converters.ggml_tensor import GGMLTensor, operations
 from zephyra_converters.gguf_header import read_header
 from zephyra_converters.imatrix import ImportanceMatrix, importance_of
 from zephyra_converters.texts import chunks, read_text
@@ -18,28 +19,6 @@ if TYPE_CHECKING:
 CHUNK = 512  # tokens read in one go from an empty cache, as llama-imatrix does
 _BATCH = 128  # of them at a time: every row of logits that llama.cpp keeps costs four bytes a token of the vocabulary
 _F32 = 0
-
-
-class _Tensor(ctypes.Structure):
-    """struct ggml_tensor of the pinned llama.cpp (ggml.h); its size is checked before it is used."""
-
-
-_Tensor._fields_ = [
-    ("type", ctypes.c_int),
-    ("buffer", ctypes.c_void_p),
-    ("ne", ctypes.c_int64 * 4),
-    ("nb", ctypes.c_size_t * 4),
-    ("op", ctypes.c_int),
-    ("op_params", ctypes.c_int32 * 16),
-    ("flags", ctypes.c_int32),
-    ("src", ctypes.POINTER(_Tensor) * 10),
-    ("view_src", ctypes.c_void_p),
-    ("view_offs", ctypes.c_size_t),
-    ("data", ctypes.c_void_p),
-    ("name", ctypes.c_char * 64),
-    ("extra", ctypes.c_void_p),
-    ("padding", ctypes.c_char * 8),
-]
 
 
 class Squares:
@@ -54,7 +33,7 @@ class Squares:
     def __call__(self, address: int, ask: bool, data: Any) -> bool:
         """`ask`: is this node wanted? Afterwards it is computed, and read."""
         try:
-            tensor = _Tensor.from_address(address)
+            tensor = GGMLTensor.from_address(address)
             if tensor.op not in (self._plain, self._chosen):
                 return not ask
             weight, inputs = tensor.src[0].contents, tensor.src[1].contents
@@ -78,7 +57,7 @@ class Squares:
         if self._error is not None:
             raise self._error
 
-    def _add(self, name: str, weight: _Tensor, inputs: _Tensor, chosen: _Tensor | None) -> None:
+    def _add(self, name: str, weight: GGMLTensor, inputs: GGMLTensor, chosen: GGMLTensor | None) -> None:
         import numpy as np
 
         experts, columns = (int(weight.ne[2]), int(inputs.ne[0]))
@@ -122,7 +101,7 @@ def compute_importance(gguf: Path, text: Path, progress: Callable[[int, int], No
     return squares.matrix(text.name, len(ids))
 
 
-def _array(tensor: _Tensor, dtype: Any) -> np.ndarray:
+def _array(tensor: GGMLTensor, dtype: Any) -> np.ndarray:
     """The tensor's memory as an array, slowest dimension first, without a copy."""
     import numpy as np
 
@@ -136,12 +115,10 @@ def _operations() -> tuple[int, int]:
     """The numbers of MUL_MAT and MUL_MAT_ID in this build. ZephyraError: it is not the build that we know."""
     from llama_cpp._ggml import libggml
 
-    libggml.ggml_tensor_overhead.restype = ctypes.c_size_t
-    libggml.ggml_op_name.restype = ctypes.c_char_p
-    names = [libggml.ggml_op_name(n) for n in range(64)]
-    if libggml.ggml_tensor_overhead() - ctypes.sizeof(_Tensor) != 32 or b"MUL_MAT_ID" not in names:
+    numbers = operations(libggml)
+    if numbers is None:
         raise ZephyraError(
             "this llama.cpp lays out its tensors otherwise than 0.3.36 does",
             hint="compute the importance matrix with llama-imatrix and give its file to --calibration",
         )
-    return names.index(b"MUL_MAT"), names.index(b"MUL_MAT_ID")
+    return numbers["MUL_MAT"], numbers["MUL_MAT_ID"]

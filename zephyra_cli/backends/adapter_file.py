@@ -15,7 +15,7 @@ from typing import Any
 
 from zephyra_converters.gguf_header import GGUFHeader, TensorInfo
 
-F32, F16, Q8_0, BF16 = 0, 1, 8, 30
+F32, F16, Q4_0, Q8_0, BF16 = 0, 1, 2, 8, 30
 BLOCK = 32  # numbers that share a scale in Q8_0, and bytes that GGUF aligns tensors to
 EMBEDDING = "token_embd.weight"  # is looked up, not multiplied: llama.cpp wants its A transposed
 _STEP, _FEW = 64, 16

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zephyra_cli.backends.adapter_file import is_slow, write_fast
 from zephyra_cli.backends.library import take_errors
 from zephyra_cli.backends.mix import Mix, resident_mix
+from zephyra_cli.backends.weights import LARGE, parameters
 from zephyra_converters.gguf_check_lora import check_adapter
 from zephyra_converters.gguf_header import GGUFHeader
 from zephyra_fusion.errors import ZephyraError
+
+if TYPE_CHECKING:
+    from zephyra_cli.backends.interleaved import Interleaver
 
 _SUMS = 8  # blends that stay summed
 
@@ -21,8 +25,13 @@ _SUMS = 8  # blends that stay summed
 class Adapters:
     """Loaded by name; blends of several are summed to one adapter each (see `blend`), the latest few kept."""
 
-    def __init__(self, lib: Any, model: int, base: GGUFHeader, *, sum_blends: bool) -> None:
+    def __init__(self, lib: Any, model: int, base: GGUFHeader, threads: int, *, sum_blends: bool) -> None:
         self._lib, self._model, self._base, self._sum_blends = lib, model, base, sum_blends
+        self._interleaver: Interleaver | None = None
+        if parameters(base) >= LARGE:  # looking for an adapter's tensors takes as long as some tokens do
+            from zephyra_cli.backends.interleaved import Interleaver
+
+            self._interleaver = Interleaver.of(lib, model, threads)
         self._resident: dict[str, tuple[int, GGUFHeader]] = {}
         self._sums: OrderedDict[Mix, int] = OrderedDict()
 
@@ -44,7 +53,7 @@ class Adapters:
             self._sums[mix] = self._sum(mix)
         self._sums.move_to_end(mix)
         for old in [old for old in self._sums if old not in in_use and old != mix][: max(0, len(self._sums) - _SUMS)]:
-            self._lib.llama_adapter_lora_free(self._sums.pop(old))
+            self._free(self._sums.pop(old))
         return [self._sums[mix]], [1.0]
 
     def paths(self, mix: Mix) -> list[Path]:
@@ -55,23 +64,43 @@ class Adapters:
         """The model is gone, and its adapters with it."""
         self._resident.clear()
         self._sums.clear()
+        if self._interleaver:
+            self._interleaver.clear()
 
     def _fast(self, header: GGUFHeader) -> int:
         """In the form that computes fastest, where there is a place to write it to."""
-        if is_slow(header):
-            try:
+        try:
+            if adapter := self._interleaved([(header, 1.0)]):
+                return adapter
+            if is_slow(header):
                 return self._made(lambda path: write_fast(path, header, self._lib))
-            except OSError:
-                pass  # as it lies in its file it computes the same, only slower
+        except OSError:
+            pass  # as it lies in its file it computes the same, only slower
         return self._load(header.path)
+
+    def _interleaved(self, parts: Sequence[tuple[GGUFHeader, float]]) -> int | None:
+        """The sum of these, interleaved in memory; None: it does not pay, or cannot be done. OSError as `_made`."""
+        if self._interleaver is None:
+            return None
+        from zephyra_cli.backends.blend import write_blend
+        from zephyra_cli.backends.nibbles import fits_nibbles
+
+        if not all(fits_nibbles(header) for header, _ in parts):
+            return None
+        adapter = self._made(lambda path: write_blend(path, parts, nibbles=True))
+        if self._interleaver.interleave(adapter):
+            return adapter
+        self._lib.llama_adapter_lora_free(adapter)
+        return None
 
     def _sum(self, mix: Mix) -> int:
         from zephyra_cli.backends.blend import write_blend
 
+        parts = [(self._resident[name][1], weight) for name, weight in mix]
         try:
-            return self._made(
-                lambda path: write_blend(path, [(self._resident[name][1], weight) for name, weight in mix])
-            )
+            if adapter := self._interleaved(parts):
+                return adapter
+            return self._made(lambda path: write_blend(path, parts))
         except OSError as error:
             import tempfile
 
@@ -79,6 +108,11 @@ class Adapters:
                 f"cannot write the sum of {len(mix)} adapters to '{tempfile.gettempdir()}': {error.strerror}",
                 hint="TMPDIR chooses another folder",
             ) from None
+
+    def _free(self, adapter: int) -> None:
+        self._lib.llama_adapter_lora_free(adapter)
+        if self._interleaver:
+            self._interleaver.free(adapter)
 
     def _made(self, write: Callable[[Path], None]) -> int:
         """A file that lives as long as llama.cpp reads it."""

@@ -12,19 +12,52 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zephyra_cli.backends.adapter_file import BLOCK, EMBEDDING, F16, F32, Q8_0, Stored, fast_form, write_adapter
+from zephyra_cli.backends.adapter_file import (
+    BLOCK,
+    EMBEDDING,
+    F16,
+    F32,
+    Q4_0,
+    Q8_0,
+    Stored,
+    fast_form,
+    write_adapter,
+)
+from zephyra_cli.backends.nibbles import in_nibbles
 from zephyra_converters.gguf_header import GGUFHeader, TensorInfo
 
 if TYPE_CHECKING:
     import numpy as np
 
 
-def write_blend(path: Path, adapters: Sequence[tuple[GGUFHeader, float]]) -> None:
-    """The sum of checked adapters at these weights as one adapter of weight 1. OSError: it cannot be written."""
-    write_adapter(path, adapters[0][0].architecture, list(_tensors(adapters)))
+def write_blend(path: Path, adapters: Sequence[tuple[GGUFHeader, float]], *, nibbles: bool = False) -> None:
+    """The sum of checked adapters at these weights as one adapter of weight 1. OSError: it cannot be written.
+
+    nibbles: B in that form, for adapters that fit it (see `nibbles`); otherwise in a type like those that they have.
+    """
+    tensors = list(_tensors(adapters, Q8_0 if nibbles else None))
+    if nibbles:
+        tensors = [each for a, b in zip(tensors[::2], tensors[1::2], strict=True) for each in _split(a, b)]
+    write_adapter(path, adapters[0][0].architecture, tensors)
 
 
-def _tensors(adapters: Sequence[tuple[GGUFHeader, float]]) -> Iterator[Stored]:
+def _split(a: Stored, b: Stored) -> tuple[Stored, Stored]:
+    """The pair with B in nibbles, or as it is where B is too large, or A the factor of an embedding."""
+    import numpy as np
+
+    (name_a, (inputs, _), kind_a, data_a), (name_b, (_, outputs), kind_b, data_b) = a, b
+    if name_a.startswith(EMBEDDING) or kind_a != Q8_0 or kind_b != Q8_0:
+        return a, b
+    blocks_a = np.frombuffer(data_a, np.int8).reshape(-1, inputs // BLOCK, 2 + BLOCK)
+    found = in_nibbles(blocks_a, np.frombuffer(data_b, np.int8).reshape(outputs, -1, 2 + BLOCK))
+    if found is None:
+        return a, b
+    rank = len(found[0])
+    return (name_a, (inputs, rank), Q8_0, found[0].data), (name_b, (rank, outputs), Q4_0, found[1].data)
+
+
+def _tensors(adapters: Sequence[tuple[GGUFHeader, float]], kind: int | None) -> Iterator[Stored]:
+    """A and B of each target in turn. `kind`: of all, None: as theirs are."""
     import numpy as np
 
     names = {name.removesuffix(".lora_b") for header, _ in adapters for name in header.tensors}
@@ -37,17 +70,23 @@ def _tensors(adapters: Sequence[tuple[GGUFHeader, float]]) -> Iterator[Stored]:
             info_a, info_b = header.tensors[target + ".lora_a"], header.tensors[target + ".lora_b"]
             alpha = float(header.metadata.get("adapter.lora.alpha", 0.0))
             scale = weight * (alpha / info_b.shape[0] if alpha else 1.0)
+            if len(adapters) == 1 and info_a.type == info_b.type == kind == Q8_0:
+                yield info_a.name, info_a.shape, Q8_0, _blocks(header.path, info_a).data
+                yield info_b.name, info_b.shape, Q8_0, _scaled(_blocks(header.path, info_b), scale).data
+                break
             infos_a.append(info_a)
             infos_b.append(info_b)
             all_a.append(_read(header.path, info_a))
             all_b.append(_read(header.path, info_b) * np.float32(scale))
+        if not all_a:
+            continue
         a, b = np.concatenate(all_a, axis=axis), np.concatenate(all_b, axis=-1)
         a, b = _without_zeros(a, b, axis)
-        kind_b, fill = fast_form(_kind(infos_b), b.shape[-1])
-        for end, values, at, kind in ((".lora_a", a, axis, _kind(infos_a)), (".lora_b", b, -1, kind_b)):
+        kind_b, fill = fast_form(kind or _kind(infos_b), b.shape[-1])
+        for end, values, at, stored in ((".lora_a", a, axis, kind or _kind(infos_a)), (".lora_b", b, -1, kind_b)):
             room = [(0, 0)] * values.ndim
             room[at] = (0, fill)
-            yield _stored(target + end, np.pad(values, room), kind)
+            yield _stored(target + end, np.pad(values, room), stored)
 
 
 def _without_zeros(a: np.ndarray, b: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
@@ -71,14 +110,27 @@ def _kind(tensors: Sequence[TensorInfo]) -> int:
 
 def _read(path: Path, info: TensorInfo) -> np.ndarray:
     """As float32, in numpy's order of dimensions."""
-    import numpy as np
 
     if info.type != Q8_0:
         from zephyra_converters.gguf_read import tensor_of
 
         return tensor_of(path, info).read()
-    blocks = np.fromfile(path, np.int8, info.size, offset=info.offset)
-    return _decode(blocks.reshape(-1, 2 + BLOCK), Q8_0).reshape(info.shape[::-1])
+    return _decode(_blocks(path, info), Q8_0).reshape(info.shape[::-1])
+
+
+def _blocks(path: Path, info: TensorInfo) -> np.ndarray:
+    """Q8_0 as it is stored, int8 [blocks, 34]."""
+    import numpy as np
+
+    return np.fromfile(path, np.int8, info.size, offset=info.offset).reshape(-1, 2 + BLOCK)
+
+
+def _scaled(blocks: np.ndarray, factor: float) -> np.ndarray:
+    import numpy as np
+
+    with np.errstate(over="ignore"):
+        scales = (blocks[:, :2].copy().view(np.float16).astype(np.float32) * np.float32(factor)).astype(np.float16)
+    return np.concatenate([scales.view(np.int8), blocks[:, 2:]], axis=-1)
 
 
 def _stored(name: str, values: np.ndarray, kind: int) -> Stored:

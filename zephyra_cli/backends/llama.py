@@ -104,7 +104,7 @@ class LlamaBackend(LocalBackend):
             live=live_mixes,
             memory=kv_memory or usable_memory() // 4,
         )
-        self._adapters = Adapters(self._lib, self._model, header, sum_blends=sum_blends)
+        self._adapters = Adapters(self._lib, self._model, header, self.threads, sum_blends=sum_blends)
         self._prompts: PromptCache | None = None
         if prompt_folder is not None:
             from zephyra_cli.backends.prompt_cache import PromptCache
@@ -228,10 +228,10 @@ class LlamaBackend(LocalBackend):
         self._vocabulary.close()
         if self._draft is not None:
             self._draft.close()
-        self._adapters.clear()
         if self._model:
             self._lib.llama_model_free(self._model)  # and its adapters with it
             self._model = None
+        self._adapters.clear()
 
     def _context(self, need: int) -> Context:
         return self._pool.context(self._mix, lambda: self._adapters.loaded(self._mix, self._pool.mixes), need)
