@@ -35,6 +35,7 @@ GROUND_FLOOR = {
     "chat",
     "router",
     "draft",
+    "values",
 }  # standard library
 
 # Above the ground floor torch is free in zephyra_fusion. Elsewhere only these may import it (or what imports it),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 from zephyra_cli import store, ui
@@ -19,6 +19,7 @@ from zephyra_cli.settings import Settings, fresh_seed
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.router import NONE
 from zephyra_fusion.types import SamplingParams
+from zephyra_fusion.values import dataclass
 
 Show = Callable[[str | Answer], None]
 

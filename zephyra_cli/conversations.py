@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zephyra_cli.database import Database
 from zephyra_fusion.errors import ZephyraError
+from zephyra_fusion.values import dataclass, field
 
 if TYPE_CHECKING:
     import sqlite3

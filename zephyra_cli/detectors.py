@@ -11,11 +11,11 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.router import evidence
+from zephyra_fusion.values import dataclass
 
 MOST_ODDS = 1e6
 

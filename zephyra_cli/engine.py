@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from zephyra_cli.routing import UNROUTED, Decision, chosen, routed
 from zephyra_cli.text import AnswerText, encode
 from zephyra_fusion import __version__
 from zephyra_fusion.types import Message, Route, SamplingParams, Segment
+from zephyra_fusion.values import dataclass
 
 if TYPE_CHECKING:
     from zephyra_cli.backends.protocol import Backend

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from zephyra_cli.text import visible
 from zephyra_cli.vouched import vouched
 from zephyra_fusion.draft import Draft, NgramDraft
 from zephyra_fusion.errors import ZephyraError
+from zephyra_fusion.values import dataclass
 
 if TYPE_CHECKING:
     from zephyra_cli.backends.fusion import FusionBackend

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING
 
 from zephyra_cli import ui
@@ -14,6 +14,7 @@ from zephyra_cli.replay import record
 from zephyra_cli.settings import home
 from zephyra_cli.text import counted, shorten
 from zephyra_fusion.errors import ZephyraError
+from zephyra_fusion.values import dataclass
 
 if TYPE_CHECKING:
     from zephyra_cli.conversations import Conversations, Summary, Turn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,6 +14,7 @@ from zephyra_fusion.chat import ZEPHYRA, ChatTemplate
 from zephyra_fusion.errors import ZephyraError, did_you_mean
 from zephyra_fusion.router import NONE, Router
 from zephyra_fusion.types import SamplingParams
+from zephyra_fusion.values import dataclass
 
 MANIFEST = "zephyra.json"
 FORMAT, VERSION = "zephyra-pack", 1

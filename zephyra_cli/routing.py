@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from zephyra_fusion.router import NONE
 from zephyra_fusion.types import Route
+from zephyra_fusion.values import dataclass
 
 USER, STICKY, ROUTER, MODEL = "user", "sticky", "router", "model"
 

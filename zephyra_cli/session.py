@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from zephyra_cli.conversations import Turn
 from zephyra_cli.domain import AUTO, parse_domain
@@ -14,6 +14,7 @@ from zephyra_cli.text import AnswerText
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.router import NONE
 from zephyra_fusion.types import Message, Route, SamplingParams
+from zephyra_fusion.values import dataclass
 
 ANSWER_SHARE = 4  # an answer gets at least this part of the context (a quarter), or all of its --max-tokens
 SPARE_SHARE = 8  # when old turns leave, this part of the context stays free for the next ones

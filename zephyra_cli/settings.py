@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from zephyra_cli.text import utf8
 from zephyra_fusion.errors import ZephyraError, did_you_mean
 from zephyra_fusion.types import SamplingParams
+from zephyra_fusion.values import dataclass
 
 DEFAULT_MODEL = "zephyra-nano"
 BACKENDS = ("auto", "llama", "torch")

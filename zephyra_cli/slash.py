@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from zephyra_cli.text import counted
 from zephyra_fusion.errors import ZephyraError, did_you_mean
 from zephyra_fusion.router import NONE
 from zephyra_fusion.types import SamplingParams
+from zephyra_fusion.values import dataclass
 
 if TYPE_CHECKING:
     from zephyra_cli.chat import Chat

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from zephyra_cli.pack import MANIFEST, Pack
 from zephyra_cli.settings import DEFAULT_MODEL, home
 from zephyra_cli.vouched import embedded
 from zephyra_fusion.errors import ZephyraError, did_you_mean
+from zephyra_fusion.values import dataclass
 
 if TYPE_CHECKING:
     from zephyra_cli.hub import Reference

@@ -6,10 +6,10 @@ A template is data (four pieces per role), so that rendering needs no template l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from zephyra_fusion.errors import ZephyraError, did_you_mean
 from zephyra_fusion.types import Message, Segment
+from zephyra_fusion.values import dataclass, field
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"

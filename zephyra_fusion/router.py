@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.types import Route
+from zephyra_fusion.values import dataclass, field
 
 NONE = "none"
 

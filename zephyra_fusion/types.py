@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from zephyra_fusion.errors import ZephyraError
+from zephyra_fusion.values import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +58,7 @@ class SamplingParams:
             raise ZephyraError("; ".join(wrong))
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """One generated token: its id and, on the last one, why generation ended (`stop`, `length`)."""
 
     id: int

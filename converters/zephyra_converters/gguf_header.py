@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from struct import Struct
 from struct import error as StructError
@@ -17,6 +16,7 @@ from typing import Any
 
 from zephyra_converters.regular_file import open_regular
 from zephyra_fusion.errors import ZephyraError
+from zephyra_fusion.values import dataclass, field
 
 # ggml type: name, weights in a block, bytes of a block (ggml.h, ggml-common.h)
 GGML_TYPES: dict[int, tuple[str, int, int]] = {
@@ -70,7 +70,7 @@ _MAX_HEADER = 1 << 28
 _FIRST_READ = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TensorInfo:
     """One tensor: `shape` in ggml's order (row length first), `offset` from the start of the file, `size` in bytes."""
 

@@ -6,9 +6,10 @@ Source: `load_arch_tensors` of each architecture in llama.cpp (src/models), chec
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from zephyra_converters.gguf_header import GGML_TYPES, TensorInfo
+from zephyra_fusion.values import dataclass
 
 # Weights that llama.cpp multiplies with or looks rows up in; the others (integers, F64, Q8_1, Q8_K) crash there.
 _NO_WEIGHTS = ("Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from zephyra_cli.backends.abort import ABORTED, CALLBACK, DATA, abortable, go_on, handle_signals
@@ -19,6 +18,7 @@ from zephyra_cli.backends.mix import Mix
 from zephyra_cli.devices import available_memory
 from zephyra_cli.interruption import deferred
 from zephyra_fusion.errors import ZephyraError
+from zephyra_fusion.values import dataclass
 
 LONG = 16  # tokens from which on what is decoded can be stopped by Ctrl-C: eight microseconds a time
 _PADDING = 256  # llama.cpp rounds the size of a context up to it

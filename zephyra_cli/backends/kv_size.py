@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from zephyra_converters.gguf_header import GGUFHeader
+from zephyra_fusion.values import dataclass
 
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
 """llama.cpp's numbers for `--kv-type`."""

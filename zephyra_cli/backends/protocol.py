@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from zephyra_fusion.draft import Draft
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.types import SamplingParams, Token
+from zephyra_fusion.values import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)

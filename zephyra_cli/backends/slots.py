@@ -10,7 +10,6 @@ import ctypes
 import math
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from zephyra_cli.backends.abort import ABORTED, abortable, go_on, handle_signals
@@ -22,6 +21,7 @@ from zephyra_cli.devices import available_memory
 from zephyra_cli.interruption import deferred
 from zephyra_fusion.errors import ZephyraError
 from zephyra_fusion.types import Token
+from zephyra_fusion.values import dataclass
 
 MOST_SLOTS = 16
 MOST_CELLS = 64 * 1024  # tokens that all slots of a context may hold together
