@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
+from inspect import get_annotations
 from typing import Annotated, Any
 
 import typer
@@ -41,6 +42,7 @@ class Commands(TyperGroup):
         command = getattr(import_module(f"zephyra_cli.commands.{cmd_name}"), cmd_name)
         if not isinstance(command, typer.Typer):
             function, command = command, typer.Typer(add_completion=False, rich_markup_mode=None)
+            function.__annotations__ = get_annotations(function, eval_str=True)  # once; Typer would do it four times
             command.command(cmd_name)(function)
         return typer.main.get_command(command)
 

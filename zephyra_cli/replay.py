@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -167,6 +166,8 @@ def _library(backend: str) -> str:
 def _samples(path: Path) -> str:
     """SHA-256 of a file's size and pieces of it, evenly spread: reading all would take seconds. Of a folder: of all its
     files."""
+    import hashlib  # OpenSSL: 3 ms that only a model without a manifest needs
+
     digest = hashlib.sha256()
     for part in sorted(part for part in path.iterdir() if part.is_file()) if path.is_dir() else [path]:
         status = part.stat()
@@ -177,6 +178,8 @@ def _samples(path: Path) -> str:
 @lru_cache(maxsize=256)
 def _sampled(path: Path, size: int, changed: int) -> bytes:
     """`changed`: when, in nanoseconds, so that a chat looks once and not at every turn."""
+    import hashlib
+
     digest = hashlib.sha256(f"{path.name} {size}".encode())
     with path.open("rb") as file:
         for sample in range(_SAMPLES):
