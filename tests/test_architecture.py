@@ -67,7 +67,7 @@ FLOORS = [
     {"backends.protocol", "conversations", "database", "devices", "domain", "interruption", "pack", "prompt", "routing"}
     | {"settings", "text", "home_file", "config_file", "code_block", "markdown_block", "prompt_template"}
     | {"held_out", "calibration", "likelihood", "detectors", "examples", "router_features", "manifest"}
-    | {"structure", "vouched"},
+    | {"structure", "vouched", "ahead"},
     {"backends"},
     {"bare", "isolated_engine", "loading", "prompt_router", "template"},
     {"engine"},

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zephyra_cli import ahead
 from zephyra_cli.backends.choice import TORCH, choose
 from zephyra_cli.pack import Pack
 from zephyra_cli.settings import Settings
@@ -64,6 +65,7 @@ def _apart(pack: Pack, settings: Settings) -> Loaded:
     """In a process of its own, which calls `load` again."""
     from zephyra_cli.backends.isolated import IsolatedBackend
 
+    ahead.fetch()
     files = {"root": str(pack.root.absolute()), "name": pack.name, "base": pack.base, "draft": pack.draft}
     backend = IsolatedBackend(pack.path(pack.base), {"pack": files, "settings": asdict(settings)})
     classifier = None

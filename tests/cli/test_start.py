@@ -38,18 +38,23 @@ print(status, *{{name.split(".")[0] for name in sys.modules}}, file=sys.stderr)
     assert set(loaded) & set(HEAVY) == set()
 
 
-def test_the_log_is_not_loaded_before_the_answer(tiny_pack: Path) -> None:
+@pytest.mark.parametrize("log", ["--log", "--no-log"])
+def test_the_log_is_imported_beside_the_model_and_opened_after_the_answer(tiny_pack: Path, log: str) -> None:
     code = f"""
 import sys
-from zephyra_cli import app, ui
-write = ui.write
-ui.write = lambda text: (write(text), print("sqlite3" in sys.modules, file=sys.stderr))
-app._run(["generate", "-n", "4", "-m", {str(tiny_pack)!r}, "hello"])
-print("sqlite3" in sys.modules, file=sys.stderr)
+from zephyra_cli import ahead, app, settings, ui
+from zephyra_cli.log import FILE
+del sys.modules["zephyra_cli.log"]
+write, fetch = ui.write, ahead.fetch
+ui.write = lambda text: (write(text), print("opened", (settings.home() / FILE).exists(), file=sys.stderr))
+ahead.fetch = lambda: (print("loaded", "sqlite3" in sys.modules, file=sys.stderr), fetch())
+app._run(["generate", "-n", "4", {log!r}, "-m", {str(tiny_pack)!r}, "hello"])
+print("after", "sqlite3" in sys.modules, (settings.home() / FILE).exists(), file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    *during, after = done.stderr.split()
-    assert set(during) == {"False"} and after == "True"
+    told = done.stderr.splitlines()
+    kept = log == "--log"
+    assert set(told) == {"loaded False", "opened False", f"after {kept} {kept}"}
 
 
 def test_one_command_does_not_load_the_others(tiny_pack: Path) -> None:

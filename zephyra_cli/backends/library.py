@@ -189,7 +189,7 @@ _log_callback, _abort_callback = _LogCallback(_on_log), _AbortCallback(_on_abort
 
 @cache
 def _deaf() -> Any:
-    return ctypes.cast(ctypes.CDLL(None).abs, _LogCallback)
+    return ctypes.cast(ctypes.CDLL("msvcrt" if os.name == "nt" else None).abs, _LogCallback)
 
 
 @contextmanager

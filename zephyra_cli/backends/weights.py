@@ -6,7 +6,8 @@ import math
 import os
 from typing import Any
 
-from zephyra_cli.backends.library import take_errors
+from zephyra_cli import ahead
+from zephyra_cli.backends.library import silenced, take_errors
 from zephyra_cli.backends.self_test import at_risk, extra_buffers_allowed
 from zephyra_converters.gguf_header import GGUFHeader
 from zephyra_fusion.errors import ZephyraError
@@ -32,7 +33,11 @@ def load_weights(lib: Any, header: GGUFHeader, extra_buffers: bool | None) -> in
     params.use_extra_bufts = extra_buffers_allowed(_pays(header) if extra_buffers is None else extra_buffers)
     if params.use_extra_bufts:
         params.load_mode = _WHOLE_FILE
-    model = lib.llama_model_load_from_file(os.fsencode(header.path), params)
+    path = os.fsencode(header.path)
+    ahead.fetch()
+    with silenced(lib):  # each of its hundreds of lines would wait for the thread that imports
+        model = lib.llama_model_load_from_file(path, params)
+    model = model or lib.llama_model_load_from_file(path, params)  # once more, to hear why not
     if not model:
         raise ZephyraError(f"llama.cpp cannot load {header.path}: {take_errors()}")
     return int(model)

@@ -89,7 +89,7 @@ def generate(
     The prompt is the argument, standard input where it is a pipe or a file, and the files, joined by blank lines.
     """
     options = {name: value for name, value in locals().items() if name in opt.SETTINGS}
-    from zephyra_cli import settings, store
+    from zephyra_cli import ahead, settings, store
     from zephyra_cli.engine import Engine, Request
     from zephyra_cli.follow import follow, show_text
     from zephyra_cli.progress import Waiting
@@ -136,6 +136,10 @@ def generate(
         text = read_prompt(prompt, file or (), optional=stored is not None and not stored.takes_input)
     question = Message("user", stored.render(text) if stored else text)
     messages = (question,) if raw or not chosen.system else (Message("system", chosen.system), question)
+    if pack.router is not None:
+        ahead.later("zephyra_cli.prompt_router", "zephyra_cli.backends.classifier")
+    if chosen.log:
+        ahead.later("zephyra_cli.log", "zephyra_cli.conversations")
     with Waiting(f"loading {pack.name}", silent=chosen.plain):
         engine = Engine.open(pack, chosen)
     request = Request(messages=messages, params=params, raw=raw, domain=chosen.domain, stop=tuple(stop or ()))

@@ -28,5 +28,5 @@ def test_what_cannot_be_loaded_is_named(tmp_path: Path, tiny_gguf: Path) -> None
     path.write_bytes(tiny_gguf.read_bytes())
     header = read_header(path)
     path.unlink()
-    with pytest.raises(ZephyraError, match="cannot load .*gone.gguf"):
+    with pytest.raises(ZephyraError, match="cannot load .*gone.gguf: .*(No such file|failed to open)"):
         weights.load_weights(library(), header, None)
