@@ -53,7 +53,7 @@ def vocabulary_faults(header: GGUFHeader, *, needed: bool) -> Iterator[str]:
 
 def _tokens(tokens: list[bytes]) -> Iterator[str]:
     """llama.cpp reads a token up to its first zero byte; two that are the same then end the process."""
-    names = [token.partition(b"\0")[0] for token in tokens] if any(b"\0" in token for token in tokens) else tokens
+    names = [token.partition(b"\0")[0] for token in tokens] if b"\0" in b"".join(tokens) else tokens
     if duplicates := len(names) - len(set(names)):
         yield f"the vocabulary of {len(tokens)} tokens repeats {duplicates} of them"
     if b"" in names:
