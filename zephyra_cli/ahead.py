@@ -10,8 +10,8 @@ _wanted: list[str] = []
 
 
 def later(*modules: str) -> None:
-    """These will be needed when the model is there."""
-    _wanted.extend(modules)
+    """These will be needed when the model is there, sooner than what was asked for before."""
+    _wanted[:0] = modules
 
 
 def fetch() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, field
 from functools import cached_property
@@ -20,6 +19,7 @@ from zephyra_fusion.values import dataclass
 
 if TYPE_CHECKING:
     from zephyra_cli.backends.protocol import Backend
+    from zephyra_cli.loading import Loaded
     from zephyra_cli.pack import Pack
     from zephyra_cli.prompt_router import Classifier, PromptRouter
     from zephyra_cli.settings import Settings
@@ -134,13 +134,16 @@ class Engine:
         """Load the pack's base. ZephyraError: the file is missing, damaged, or nothing this backend can run."""
         from zephyra_cli.loading import load
 
-        start = time.perf_counter()
-        loaded = load(pack, settings)
+        return cls.of(pack, settings, load(pack, settings))
+
+    @classmethod
+    def of(cls, pack: Pack, settings: Settings, loaded: Loaded) -> Engine:
+        """Of what `loading.load` gave."""
         return cls(
             pack,
             loaded.backend,
             threads=settings.threads,
-            load_ms=1000.0 * (time.perf_counter() - start),
+            load_ms=loaded.milliseconds,
             kv_type=settings.kv_type,
             draft=loaded.draft,
             draft_note=loaded.note,

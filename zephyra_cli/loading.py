@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,10 +40,18 @@ class Loaded:
     note: str
     classifier: IsolatedClassifier | None = None
     """The router, where it must run beside the backend."""
+    milliseconds: float = 0.0
+    """That loading took."""
 
 
 def load(pack: Pack, settings: Settings) -> Loaded:
     """ZephyraError: a file is missing, damaged, or nothing this backend can run."""
+    start = time.perf_counter()
+    loaded = _load(pack, settings)
+    return replace(loaded, milliseconds=1000.0 * (time.perf_counter() - start))
+
+
+def _load(pack: Pack, settings: Settings) -> Loaded:
     name, _ = choose(pack.path(pack.base), settings)
     if isolated(pack, settings, name):
         return _apart(pack, settings)
@@ -75,21 +84,35 @@ def _apart(pack: Pack, settings: Settings) -> Loaded:
 
 
 def _llama(pack: Pack, settings: Settings) -> LlamaBackend:
-    from zephyra_cli.backends.llama import LlamaBackend
+    """The weights first: the backend's own modules, which take as long, are imported meanwhile."""
+    from zephyra_cli.backends.library import library
+    from zephyra_cli.backends.weights import load_weights
+    from zephyra_converters.gguf_check import check_model
 
     folder = None
     if settings.prompt_cache is not None:
         from zephyra_cli.backends.prompt_folder import PromptFolder
 
         folder = PromptFolder(Path(settings.prompt_cache).expanduser(), settings.prompt_cache_size * 2**20, _note)
-    return LlamaBackend(
-        pack.path(pack.base),
-        context=settings.context,
-        threads=settings.threads,
-        kv_type=settings.kv_type,
-        kv_memory=settings.kv_memory and settings.kv_memory * 2**20,
-        prompt_folder=folder,
-    )
+    path = pack.path(pack.base)
+    header, lib = check_model(path), library()
+    ahead.later("zephyra_cli.backends.llama")
+    model = load_weights(lib, header, None)
+    try:
+        from zephyra_cli.backends.llama import LlamaBackend
+
+        return LlamaBackend(
+            path,
+            context=settings.context,
+            threads=settings.threads,
+            kv_type=settings.kv_type,
+            kv_memory=settings.kv_memory and settings.kv_memory * 2**20,
+            prompt_folder=folder,
+            loaded=(header, model),
+        )
+    except BaseException:
+        lib.llama_model_free(model)
+        raise
 
 
 def _torch(pack: Pack, settings: Settings) -> FusionBackend:

@@ -32,6 +32,7 @@ from zephyra_fusion.types import SamplingParams
 if TYPE_CHECKING:
     from zephyra_cli.backends.prompt_cache import PromptCache
     from zephyra_cli.backends.prompt_folder import PromptFolder
+    from zephyra_converters.gguf_header import GGUFHeader
 
 _DEFAULT_THREADS = 8  # more gain nothing at the sizes that run on a CPU: memory bandwidth is the limit
 
@@ -53,6 +54,7 @@ class LlamaBackend(LocalBackend):
         quarter of the memory); the one in use is kept whatever it takes.
     prompt_folder: where prompts that were read are kept for later processes.
     sum_blends: compute a blend of several adapters as one of the sum of their ranks.
+    loaded: the checked header of the file and its weights in the library, where they are there already.
 
     ZephyraError: the file is unsafe or damaged, the library is missing, `context` is out of range.
     """
@@ -74,8 +76,9 @@ class LlamaBackend(LocalBackend):
         kv_memory: int | None = None,
         prompt_folder: PromptFolder | None = None,
         sum_blends: bool = True,
+        loaded: tuple[GGUFHeader, int] | None = None,
     ) -> None:
-        self._header = header = check_model(path)
+        self._header = header = check_model(path) if loaded is None else loaded[0]
         super().__init__(self._number("context_length"), context, threads, most_threads=_DEFAULT_THREADS)
         if n_batch < 1 or live_mixes < 1:  # llama.cpp aborts on an empty batch
             raise ValueError(f"n_batch is {n_batch}, live_mixes is {live_mixes}: both must be at least 1")
@@ -85,7 +88,7 @@ class LlamaBackend(LocalBackend):
         heads = self._number("attention.head_count")
         head = self._number("attention.key_length", self._number("embedding_length") // heads)
         self._lib = library()
-        self._model: Any = load_weights(self._lib, header, extra_buffers)
+        self._model: Any = load_weights(self._lib, header, extra_buffers) if loaded is None else loaded[1]
         self._vocabulary = Vocabulary(self._lib, self._model, self.vocab_size)
         self._settings = ContextSettings(
             n_batch=n_batch,

@@ -90,8 +90,7 @@ def generate(
     """
     options = {name: value for name, value in locals().items() if name in opt.SETTINGS}
     from zephyra_cli import ahead, settings, store
-    from zephyra_cli.engine import Engine, Request
-    from zephyra_cli.follow import follow, show_text
+    from zephyra_cli.loading import load
     from zephyra_cli.progress import Waiting
     from zephyra_cli.prompt import read_prompt
     from zephyra_cli.structure import structured
@@ -128,6 +127,8 @@ def generate(
     pack = store.find(chosen.model, offline=chosen.offline)
     params = structured(chosen.sampling(pack.generation), schema, grammar)
     if input is not None:
+        from zephyra_cli.engine import Request
+
         system_first = (Message("system", chosen.system),) if chosen.system and not raw else ()
         base = Request(messages=system_first, params=params, raw=raw, domain=chosen.domain, stop=tuple(stop or ()))
         _answer_many(pack, chosen, base, input, None if output == Path("-") else output, parallel)
@@ -136,12 +137,17 @@ def generate(
         text = read_prompt(prompt, file or (), optional=stored is not None and not stored.takes_input)
     question = Message("user", stored.render(text) if stored else text)
     messages = (question,) if raw or not chosen.system else (Message("system", chosen.system), question)
-    if pack.router is not None:
-        ahead.later("zephyra_cli.prompt_router", "zephyra_cli.backends.classifier")
     if chosen.log:
         ahead.later("zephyra_cli.log", "zephyra_cli.conversations")
+    if pack.router is not None:
+        ahead.later("zephyra_cli.prompt_router", "zephyra_cli.backends.classifier")
+    ahead.later("zephyra_cli.engine", "zephyra_cli.follow")
     with Waiting(f"loading {pack.name}", silent=chosen.plain):
-        engine = Engine.open(pack, chosen)
+        loaded = load(pack, chosen)
+        from zephyra_cli.engine import Engine, Request
+        from zephyra_cli.follow import follow, show_text
+
+        engine = Engine.of(pack, chosen, loaded)
     request = Request(messages=messages, params=params, raw=raw, domain=chosen.domain, stop=tuple(stop or ()))
     show = _show_json if json else _show_json_lines if stream_json else _show_code if extract else show_text
 
