@@ -1,7 +1,7 @@
 """`dataclass` for what every start loads: the standard library's, but that its methods are shared and not compiled.
 
 `dataclasses.dataclass(frozen=True)` writes and compiles six functions for each class: 0.4 ms, and with 24 fields 1 ms,
-a seventh of the whole start of `zephyra generate` (docs/LOG.md). Fields, defaults, `replace`, `asdict` and `fields` are
+an eighth of the whole start of `zephyra generate` (docs/LOG.md). Fields, defaults, `replace`, `asdict` and `fields` are
 the standard library's own. Making an instance takes 1 µs more.
 """
 
