@@ -48,7 +48,7 @@ def main() -> None:
     parser = ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", choices=SIZES, default="500M", help="default: %(default)s")
-    parser.add_argument("--agreement", type=float, default=0.1, help="weight of the layers that the draft lacks")
+    parser.add_argument("--agreement", type=float, default=0.03, help="weight of the layers that the draft lacks")
     options = parser.parse_args()
     build(options.folder, SIZES[options.size], options.agreement)
 

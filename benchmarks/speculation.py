@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from zephyra_fusion.draft import Draft
 
 TOKENS, WARM_UP = 192, 400
+FIXED = 1, 3, 7  # tokens drafted at every step: what the processor allows, beside what is chosen by the clock
 
 
 def main() -> None:
@@ -70,6 +71,11 @@ def random_weights(report: Report, folder: Path, kind: str, threads: int, turns:
         report.figure(f"{key}_acceptance", f"{name}: {title}: accepted", accepted, unit="%")
         least = bound if large and (title != "draft model" or accepted >= 0.8) else 0.97
         report.figure(key, f"{name}: {title}: with / without", ratio, at_least=least)
+    # What this processor allows: with so many tokens at once, always.
+    fixed = {k: compare(backend, lambda: ModelDraft(model_draft, backend), fresh, k) for k in FIXED}
+    best = max(fixed, key=lambda k: fixed[k][0])
+    text = f"{name}: draft model: the best of {', '.join(map(str, FIXED))} at once is {best}, with / without"
+    report.figure(f"{name}_draft_model_fixed".replace(" ", "_"), text, fixed[best][0])
     if theirs is not None:
         backend.speculate(ModelDraft(model_draft, backend))
         text = b"".join(map(backend.token_bytes, fresh[0])).decode("utf-8", "replace")
@@ -100,14 +106,20 @@ def embedded(report: Report, threads: int, turns: int) -> None:
     backend.close()
 
 
-def compare(backend: LlamaBackend, make: Callable[[], Draft], prompts: Sequence[Sequence[int]]) -> tuple[float, float]:
-    """Speed with a draft over speed without it, and the share of drafted tokens that was accepted."""
+def compare(
+    backend: LlamaBackend, make: Callable[[], Draft], prompts: Sequence[Sequence[int]], fixed: int | None = None
+) -> tuple[float, float]:
+    """Speed with a draft over speed without it, and the share of drafted tokens that was accepted.
+
+    fixed: tokens to draft at every step, instead of as many as pay.
+    """
     rates: dict[bool, list[float]] = {True: [], False: []}
     drafted = accepted = 0
     for turn, prompt in enumerate([prompts[0], *prompts]):
         for with_draft in (True, False) if turn % 2 else (False, True):
             progress(f"{turn}/{len(prompts)} {'with' if with_draft else 'without'} a draft")
-            backend.speculate(make() if with_draft else None)
+            length = GivenLength([fixed]) if with_draft and fixed else None
+            backend.speculate(make() if with_draft else None, length)
             value = rate(backend, prompt)
             if turn:  # the first one warms up
                 rates[with_draft].append(value)

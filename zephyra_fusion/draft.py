@@ -71,8 +71,9 @@ class NgramDraft:
 
 FIRST_PAUSE, LONGEST_PAUSE = 64, 4096  # tokens without a draft after one that did not pay; each time twice as many
 TRIALS = (1, 3, 7, 15)  # tokens of the drafts that find out whether it pays: each after one that was right altogether
-WORTH = 1.05  # a draft must promise this much more speed
-_MEMORY = 0.9  # share of the past acceptance that is kept at each step
+WORTH = 1.03  # a draft must promise this much more speed
+_MEMORY = 0.95  # share of the past acceptance that is kept at each step
+_PRIOR = 0.8  # acceptance that a trial begins with, worth one guess
 
 
 class DraftLength:
@@ -81,8 +82,8 @@ class DraftLength:
     A step that verifies k drafted tokens at an acceptance of p gives 1 + p + … + p^k tokens. What it costs is
     measured for every length, drafting included, and compared with that of a plain step. Where nothing pays there is a
     pause, then a trial, then a pause twice as long. A trial begins with one token, for it may be wrong, and grows as
-    long as it is right, for some processors gain by many tokens at once only. One object lives as long as model and
-    draft do.
+    long as it is right and would not pay even so, for some processors gain by many tokens at once only. Lengths beyond
+    twice the longest that was measured are not trusted. One object lives as long as model and draft do.
     """
 
     def __init__(self, longest: int = LONGEST_DRAFT) -> None:
@@ -111,7 +112,8 @@ class DraftLength:
             return 0  # the first step shows what a plain one costs
         if self._trial is not None:
             return min(TRIALS[self._trial], self.longest)
-        best = max(range(1, self.longest + 1), key=self._rate)
+        known = 2 * max(self._seconds) - 1
+        best = max(range(1, min(self.longest, known) + 1), key=self._rate)
         if self._rate(best) > WORTH * self._rate(0):
             self._next_pause = FIRST_PAUSE
             return best
@@ -127,10 +129,11 @@ class DraftLength:
         if not drafted:
             return
         if self._trial == 0:
-            self._hits, self._tries = 0.5, 1.0
+            self._hits, self._tries = _PRIOR, 1.0
         if self._trial is not None:
-            right = accepted == drafted and self._trial + 1 < len(TRIALS)
-            self._trial = self._trial + 1 if right else None
+            pays = (drafted + 1) * self._seconds.get(1, 0.0) > WORTH * (seconds + drafting_seconds)
+            grows = accepted == drafted and not pays and self._trial + 1 < len(TRIALS)
+            self._trial = self._trial + 1 if grows else None
         self._hits = _MEMORY * self._hits + accepted
         self._tries = _MEMORY * self._tries + accepted + (accepted < drafted)
         each = drafting_seconds / drafted
@@ -154,5 +157,6 @@ class DraftLength:
         if above:
             share = (size - below) / (above - below)
             return known[below] + share * (known[above] - known[below])
-        slope = (known[below] - known[1]) / (below - 1) if below > 1 else 0.3 * known[1]
+        slopes = [(known[below] - known[n]) / (below - n) for n in known if n < below]
+        slope = min(slopes, default=0.3 * known[1])  # what is not known may be good: it is tried, and then known
         return known[below] + max(slope, 0.0) * (size - below)
