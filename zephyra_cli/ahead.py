@@ -7,6 +7,7 @@ from contextlib import suppress
 from importlib import import_module
 
 _wanted: list[str] = []
+_failed: list[BaseException] = []
 
 
 def later(*modules: str) -> None:
@@ -17,11 +18,19 @@ def later(*modules: str) -> None:
 def fetch() -> None:
     """Begin to import them. Who needs one of them before that is done waits for it, as Python's imports do."""
     if _wanted:
-        threading.Thread(target=_import, args=(tuple(_wanted),), daemon=True).start()
+        with suppress(RuntimeError, MemoryError):  # no thread: they are imported where they are needed
+            threading.Thread(target=_import, args=(tuple(_wanted),), daemon=True).start()
         _wanted.clear()
+
+
+def cause(error: BaseException) -> BaseException:
+    """Why an import failed: who was waiting for one that fails here is given half a module, and says that."""
+    return _failed[0] if _failed and isinstance(error, ImportError) else error
 
 
 def _import(modules: tuple[str, ...]) -> None:
     for module in modules:
-        with suppress(Exception):  # who needs it meets it
+        try:
             import_module(module)
+        except BaseException as error:
+            _failed.append(error)

@@ -39,7 +39,9 @@ def _run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, BrokenPipeError):
         raise
     except BaseException as error:
-        said = ui.in_words(error)
+        from zephyra_cli import ahead
+
+        said = ui.in_words(ahead.cause(error))
         ui.complain(said.message, said.hint)
         return 1
 

@@ -86,6 +86,7 @@ def _apart(pack: Pack, settings: Settings) -> Loaded:
 def _llama(pack: Pack, settings: Settings) -> LlamaBackend:
     """The weights first: the backend's own modules, which take as long, are imported meanwhile."""
     from zephyra_cli.backends.library import library
+    from zephyra_cli.backends.limits import check_limits
     from zephyra_cli.backends.weights import load_weights
     from zephyra_converters.gguf_check import check_model
 
@@ -96,6 +97,7 @@ def _llama(pack: Pack, settings: Settings) -> LlamaBackend:
         folder = PromptFolder(Path(settings.prompt_cache).expanduser(), settings.prompt_cache_size * 2**20, _note)
     path = pack.path(pack.base)
     header, lib = check_model(path), library()
+    check_limits(header.metadata[f"{header.architecture}.context_length"], settings.context, settings.threads)
     ahead.later("zephyra_cli.backends.llama")
     model = load_weights(lib, header, None)
     try:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import field, replace
 from typing import TYPE_CHECKING
 
-from zephyra_cli import ui
+from zephyra_cli import ahead, ui
 from zephyra_cli.interruption import deferred
 from zephyra_cli.replay import record
 from zephyra_cli.settings import home
@@ -153,7 +153,8 @@ def keep_answer(question: str, system: str | None, answer: Answer, pack: Pack) -
 
         log = Log(open_conversations(wait_s=BRIEF_S), source="generate")
     except (ZephyraError, ImportError) as error:
-        ui.note(f"warning: {getattr(error, 'message', error)}; the answer is not kept in the log")
+        reason = ahead.cause(error)
+        ui.note(f"warning: {getattr(reason, 'message', reason)}; the answer is not kept in the log")
         return
     log.begin(question, system)
     turn = Turn(

@@ -28,6 +28,7 @@ else:
             cls.__doc__ = cls.__doc__ or cls.__name__  # it would be made of the signature: `inspect` takes 2 ms
             cls = dataclasses.dataclass(cls, init=False, repr=False, eq=False, kw_only=kw_only)
             fields = dataclasses.fields(cls)
+            _check(cls, fields)
             values = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
             made = {f.name: f.default_factory for f in fields if f.default_factory is not dataclasses.MISSING}
             cls.__dataclass_defaults__ = values, made
@@ -36,11 +37,23 @@ else:
             if frozen:
                 methods |= {"__setattr__": _frozen, "__delattr__": _frozen}
             for name, method in methods.items():
-                if name not in cls.__dict__ or name == "__hash__":
+                if cls.__dict__.get(name) is None:
                     setattr(cls, name, method)
             return cls
 
         return decorate if cls is None else decorate(cls)
+
+
+def _check(cls: type, fields: tuple[dataclasses.Field[Any], ...]) -> None:
+    """What the standard library refuses, and what is not made here. TypeError: it is there."""
+    if len(fields) < len(cls.__dataclass_fields__) or not all(each.init for each in fields):  # type: ignore[attr-defined]
+        raise TypeError(f"{cls.__name__}: ClassVar, InitVar and init=False want the standard library's dataclass")
+    has_default = False
+    for each in fields:
+        optional = each.default is not dataclasses.MISSING or each.default_factory is not dataclasses.MISSING
+        if has_default and not optional and not each.kw_only:
+            raise TypeError(f"non-default argument {each.name!r} follows default argument")
+        has_default = has_default or optional and not each.kw_only
 
 
 def _init(self: Any, /, *positional: Any, **named: Any) -> None:
@@ -56,8 +69,10 @@ def _init(self: Any, /, *positional: Any, **named: Any) -> None:
         if name not in named:
             own[name] = make()
     if own.keys() != self.__dataclass_fields__.keys():
-        wrong = ", ".join(sorted(own.keys() ^ self.__dataclass_fields__.keys()))
-        raise TypeError(f"{type(self).__name__} lacks or has no {wrong}")
+        known = self.__dataclass_fields__.keys()
+        parts = ("lacks", known - own.keys()), ("has no", own.keys() - known)
+        said = " and ".join(f"{verb} {', '.join(sorted(names))}" for verb, names in parts if names)
+        raise TypeError(f"{type(self).__name__} {said}")
     if hasattr(self, "__post_init__"):
         self.__post_init__()
 
@@ -81,4 +96,4 @@ def _hash(self: Any) -> int:
 
 
 def _frozen(self: Any, name: str, *_: Any) -> None:
-    raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
+    raise dataclasses.FrozenInstanceError(f"cannot assign to or delete field {name!r}")

@@ -100,3 +100,58 @@ print(len(classes), *[c.__name__ for c in classes if not hasattr(c, "__dataclass
     done = subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True)
     count, *compiled = done.stderr.split()
     assert int(count) > 20 and compiled == []
+
+
+def started(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+
+
+def test_where_no_thread_can_be_started_everything_is_imported_in_its_place(tiny_pack: Path) -> None:
+    done = started(f"""
+import threading
+def full(self):
+    raise RuntimeError("can't start new thread")
+threading.Thread.start = full
+from zephyra_cli import app
+raise SystemExit(app._run(["generate", "-n", "1", "-m", {str(tiny_pack)!r}, "hello"]))
+""")
+    assert done.returncode == 0 and done.stdout and not done.stderr
+
+
+@pytest.mark.parametrize(
+    ("failing", "error", "said"),
+    [
+        ("zephyra_cli.backends.sampler", "ModuleNotFoundError('No module named it')", "No module named it"),
+        ("zephyra_cli.backends.sampler", "MemoryError()", "error: not enough memory"),
+        ("zephyra_cli.database", "ImportError('no sqlite')", "warning: no sqlite; the answer is not kept"),
+    ],
+)
+def test_an_import_that_fails_beside_the_model_is_told_as_it_was(
+    tiny_pack: Path, failing: str, error: str, said: str
+) -> None:
+    """The main thread, which waits for the importing module, is given half of it."""
+    done = started(f"""
+import sys, time
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == {failing!r}:
+            time.sleep(0.5)
+            raise {error}
+sys.meta_path.insert(0, Slow())
+from zephyra_cli import app
+raise SystemExit(app._run(["generate", "--no-isolate", "-n", "1", "-m", {str(tiny_pack)!r}, "hello"]))
+""")
+    assert said in done.stderr and "cannot import name" not in done.stderr
+    assert done.returncode == (0 if "warning" in said else 1)
+
+
+def test_limits_are_looked_at_before_the_weights_are_read(tiny_pack: Path) -> None:
+    done = started(f"""
+from zephyra_cli.backends import weights
+def never(*_):
+    raise AssertionError("the weights are read")
+weights.load_weights = never
+from zephyra_cli import app
+raise SystemExit(app._run(["generate", "--context", "100000", "--no-isolate", "-m", {str(tiny_pack)!r}, "hello"]))
+""")
+    assert done.returncode == 1 and "the context is 100000, this model allows 1 to" in done.stderr

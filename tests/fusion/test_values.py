@@ -7,7 +7,7 @@ import dataclasses
 import pickle
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, asdict, field, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -109,3 +109,42 @@ def test_what_the_standard_library_does_with_its_own() -> None:
             assert (x, y) == (1, 2)
     for twin in copy.deepcopy(Point(1, names=["a"])), pickle.loads(pickle.dumps(Point(1, names=["a"]))):
         assert twin == Point(1, names=["a"])
+
+
+def test_what_is_missing_and_what_is_unknown_is_named() -> None:
+    with pytest.raises(TypeError, match="^Named lacks size and has no colour, weight$"):
+        Named(weight=1, colour=2)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="^Point lacks x$"):
+        Point(y=1)  # type: ignore[call-arg]
+
+
+def test_what_is_not_made_here_is_refused_when_the_class_is_made() -> None:
+    class OfTheClass:
+        kind: ClassVar[int] = 1
+        x: int
+
+    class NotGiven:
+        x: int = field(init=False)
+
+    class Disordered:
+        x: int = 1
+        y: int
+
+    for made in OfTheClass, NotGiven:
+        with pytest.raises(TypeError, match="want the standard library's dataclass"):
+            values.dataclass(made)
+    with pytest.raises(TypeError, match="non-default argument 'y' follows default argument"):
+        values.dataclass(Disordered)
+
+
+def test_a_hash_of_its_own_stays() -> None:
+    @values.dataclass(frozen=True)
+    class Own:
+        """Hashes as one."""
+
+        x: list[int]
+
+        def __hash__(self) -> int:
+            return 1
+
+    assert hash(Own([1])) == 1

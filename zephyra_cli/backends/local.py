@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from zephyra_cli.backends.context import Context
+from zephyra_cli.backends.limits import check_limits
 from zephyra_cli.backends.protocol import Backend, GenerationUsage
 from zephyra_cli.backends.speculation import Speculation
 from zephyra_cli.devices import usable_cores
@@ -39,10 +40,7 @@ class LocalBackend(Backend):
     """
 
     def __init__(self, trained: int, context: int | None, threads: int | None, most_threads: int) -> None:
-        if context is not None and not 1 <= context <= trained:
-            raise ZephyraError(f"the context is {context}, this model allows 1 to {trained} tokens")
-        if threads is not None and threads < 1:
-            raise ZephyraError(f"threads is {threads}, must be at least 1")
+        check_limits(trained, context, threads)
         self.context_length = context or min(trained, _DEFAULT_CONTEXT)
         self.threads = min(threads or most_threads, usable_cores())
         self.usage = GenerationUsage()

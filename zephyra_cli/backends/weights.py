@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from threading import Lock
 from typing import Any
 
 from zephyra_cli import ahead
@@ -15,6 +16,7 @@ from zephyra_fusion.errors import ZephyraError
 LARGE = 200_000_000
 """Weights from which on work takes so long that it pays to prepare for it."""
 _REPACKED = ("Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q2_K", "IQ4_NL")  # types that llama.cpp interleaves without AMX
+_LISTENING = Lock()  # llama.cpp has one log, and what it says must be this model's
 _WHOLE_FILE = 0  # llama_load_mode: read, not mapped
 
 
@@ -35,11 +37,12 @@ def load_weights(lib: Any, header: GGUFHeader, extra_buffers: bool | None) -> in
         params.load_mode = _WHOLE_FILE
     path = os.fsencode(header.path)
     ahead.fetch()
-    with silenced(lib):  # each of its hundreds of lines would wait for the thread that imports
-        model = lib.llama_model_load_from_file(path, params)
-    model = model or lib.llama_model_load_from_file(path, params)  # once more, to hear why not
-    if not model:
-        raise ZephyraError(f"llama.cpp cannot load {header.path}: {take_errors()}")
+    with _LISTENING:
+        with silenced(lib):  # each of its hundreds of lines would wait for the thread that imports
+            model = lib.llama_model_load_from_file(path, params)
+        model = model or lib.llama_model_load_from_file(path, params)  # once more, to hear why not
+        if not model:
+            raise ZephyraError(f"llama.cpp cannot load {header.path}: {take_errors()}")
     return int(model)
 
 
