@@ -137,6 +137,8 @@ def serve(frames: Frames) -> None:
             answer = value if isinstance(value, array) else {"value": value}
         except ZephyraError as error:
             answer = {"error": error.message, "hint": error.hint}
+        except MemoryError as error:
+            answer = {"memory": str(error)}
         except KeyboardInterrupt:  # it came as the generation ended
             answer = {"value": None}
         except Exception as error:

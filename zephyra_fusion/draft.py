@@ -73,6 +73,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 64, 4096  # tokens without a draft after one that d
 TRIALS = (1, 3, 7, 15)  # tokens of the drafts that find out whether it pays: each after one that was right altogether
 WORTH = 1.03  # a draft must promise this much more speed
 _MEMORY = 0.95  # share of the past acceptance that is kept at each step
+_PLAIN_FIRST, _PLAIN_AGAIN = 3, 48  # plain steps before the first draft; steps with a draft after which one is plain
 _PRIOR = 0.8  # acceptance that a trial begins with, worth one guess
 
 
@@ -91,6 +92,7 @@ class DraftLength:
         self._seconds: dict[int, float] = {}  # of a step by the number of tokens it decodes
         self._drafting = 0.0  # seconds for a drafted token
         self._hits, self._tries = 1.0, 2.0
+        self._plain = self._since_plain = 0  # steps without a draft; steps with one since the last of them
         self._pause, self._next_pause = 0, FIRST_PAUSE
         self._trial: int | None = 0  # which of TRIALS is next
 
@@ -108,8 +110,8 @@ class DraftLength:
         if self._pause:
             self._pause -= 1
             return 0
-        if 1 not in self._seconds:
-            return 0  # the first step shows what a plain one costs
+        if self._plain < _PLAIN_FIRST or self._since_plain >= _PLAIN_AGAIN:
+            return 0  # what a plain step costs decides all, and one that was disturbed would for ever
         if self._trial is not None:
             return min(TRIALS[self._trial], self.longest)
         known = 2 * max(self._seconds) - 1
@@ -126,7 +128,9 @@ class DraftLength:
         known = self._seconds.get(drafted + 1, seconds)
         # Falls fast and rises slowly: what disturbs a measurement makes it longer.
         self._seconds[drafted + 1] = known + (0.5 if seconds < known else 0.1) * (seconds - known)
+        self._since_plain = self._since_plain + 1 if drafted else 0
         if not drafted:
+            self._plain += 1
             return
         if self._trial == 0:
             self._hits, self._tries = _PRIOR, 1.0

@@ -61,7 +61,7 @@ def _init(self: Any, /, *positional: Any, **named: Any) -> None:
     if positional:
         given = dict(zip(names, positional, strict=False))
         if len(given) < len(positional) or given.keys() & named.keys():
-            raise TypeError(f"{type(self).__name__} takes {names}, and each once")
+            raise TypeError(f"{type(self).__name__} takes {len(names)} values without their names, and each once")
         named |= given
     own.update(defaults)
     own.update(named)

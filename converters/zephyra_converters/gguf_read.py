@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +81,9 @@ def tensor_of(path: Path, info: TensorInfo) -> LazyTensor:
         import numpy as np
 
         plain = info.type_name in FLOATS
-        raw = np.fromfile(path, dtype=np.uint8, count=(end - begin) * row_bytes, offset=info.offset + begin * row_bytes)
+        raw = np.fromfile(
+            os.fspath(path), dtype=np.uint8, count=(end - begin) * row_bytes, offset=info.offset + begin * row_bytes
+        )
         if raw.size != (end - begin) * row_bytes:
             raise ZephyraError(f"{path}: tensor '{info.name}' ends early, the file changed while it was read")
         if plain:

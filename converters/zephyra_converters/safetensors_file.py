@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -157,7 +158,7 @@ def _reader(path: Path, name: str, dtype: str, shape: tuple[int, ...], offset: i
         import numpy as np
 
         start, count = offset + begin * columns * ITEM_SIZE[dtype], (end - begin) * columns
-        words = np.fromfile(path, dtype=storage(dtype), count=count, offset=start)
+        words = np.fromfile(os.fspath(path), dtype=storage(dtype), count=count, offset=start)
         if words.size != count:
             raise ZephyraError(f"{path}: tensor '{name}' ends early, the file changed while it was read")
         return words.reshape(end - begin, columns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from random import Random
 
 import pytest
 
@@ -93,3 +94,18 @@ def test_one_slow_step_does_not_end_it() -> None:
     drafted = length.next()
     length.observe(drafted, drafted, 10 * LARGE[drafted + 1])
     assert length.next() > 0
+
+
+def test_one_disturbed_step_does_not_decide_for_ever() -> None:
+    """The first plain step takes twice its time: a draft that does not pay must not seem to pay from then on."""
+    length, cost, spent, tokens = DraftLength(), {1: 1.0, 2: 1.7, 4: 2.6, 8: 5.0, 16: 7.0}, 0.0, 0
+    dice = Random(1)
+    for step in range(4000):
+        count = length.next()
+        right = 0
+        while right < count and dice.random() < 0.4:
+            right += 1
+        seconds = cost[min(n for n in cost if n > count)] * (2.0 if step == 0 else 1.0)
+        length.observe(count, right, seconds, 0.1 * count)
+        spent, tokens = spent + seconds + 0.1 * count, tokens + 1 + right
+    assert tokens / spent > 0.97

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zephyra_cli.backends.adapter_file import is_slow, write_fast
 from zephyra_cli.backends.library import take_errors
 from zephyra_cli.backends.mix import Mix, resident_mix
-from zephyra_cli.backends.weights import LARGE, parameters
+from zephyra_cli.backends.weights import LARGE, parameters, quantized
 from zephyra_converters.gguf_check_lora import check_adapter
 from zephyra_converters.gguf_header import GGUFHeader
 from zephyra_fusion.errors import ZephyraError
@@ -28,7 +29,8 @@ class Adapters:
     def __init__(self, lib: Any, model: int, base: GGUFHeader, threads: int, *, sum_blends: bool) -> None:
         self._lib, self._model, self._base, self._sum_blends = lib, model, base, sum_blends
         self._interleaver: Interleaver | None = None
-        if parameters(base) >= LARGE:  # looking for an adapter's tensors takes as long as some tokens do
+        # Looking for an adapter's tensors takes as long as some tokens do; and beside exact weights it is to be exact.
+        if parameters(base) >= LARGE and quantized(base):
             from zephyra_cli.backends.interleaved import Interleaver
 
             self._interleaver = Interleaver.of(lib, model, threads)
@@ -74,7 +76,7 @@ class Adapters:
                 return adapter
             if is_slow(header):
                 return self._made(lambda path: write_fast(path, header, self._lib))
-        except OSError:
+        except (OSError, MemoryError):
             pass  # as it lies in its file it computes the same, only slower
         return self._load(header.path)
 
@@ -83,23 +85,30 @@ class Adapters:
         if self._interleaver is None:
             return None
         from zephyra_cli.backends.blend import write_blend
-        from zephyra_cli.backends.nibbles import fits_nibbles
+        from zephyra_cli.backends.nibbles import Unfit, fits_nibbles
 
         if not all(fits_nibbles(header) for header, _ in parts):
             return None
-        adapter = self._made(lambda path: write_blend(path, parts, nibbles=True))
-        if self._interleaver.interleave(adapter):
-            return adapter
-        self._lib.llama_adapter_lora_free(adapter)
-        return None
+        try:
+            adapter = self._made(lambda path: write_blend(path, parts, nibbles=True))
+        except Unfit:
+            return None
+        done = False
+        try:
+            done = self._interleaver.interleave(adapter)
+        finally:
+            if not done:  # it did not stay itself, or Ctrl-C came
+                self._free(adapter)
+        return adapter if done else None
 
     def _sum(self, mix: Mix) -> int:
         from zephyra_cli.backends.blend import write_blend
 
         parts = [(self._resident[name][1], weight) for name, weight in mix]
         try:
-            if adapter := self._interleaved(parts):
-                return adapter
+            with suppress(MemoryError):  # the plain form takes half as much
+                if adapter := self._interleaved(parts):
+                    return adapter
             return self._made(lambda path: write_blend(path, parts))
         except OSError as error:
             import tempfile

@@ -8,6 +8,7 @@ rank 16. What comes out differs from the separate sum by rounding alone. numpy i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ from zephyra_cli.backends.adapter_file import (
     fast_form,
     write_adapter,
 )
-from zephyra_cli.backends.nibbles import in_nibbles
+from zephyra_cli.backends.nibbles import Unfit, in_nibbles
 from zephyra_converters.gguf_header import GGUFHeader, TensorInfo
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 def write_blend(path: Path, adapters: Sequence[tuple[GGUFHeader, float]], *, nibbles: bool = False) -> None:
     """The sum of checked adapters at these weights as one adapter of weight 1. OSError: it cannot be written.
 
-    nibbles: B in that form, for adapters that fit it (see `nibbles`); otherwise in a type like those that they have.
+    nibbles: B in that form (see `nibbles`), or Unfit; otherwise in a type like those that they have.
     """
     tensors = list(_tensors(adapters, Q8_0 if nibbles else None))
     if nibbles:
@@ -42,18 +43,18 @@ def write_blend(path: Path, adapters: Sequence[tuple[GGUFHeader, float]], *, nib
 
 
 def _split(a: Stored, b: Stored) -> tuple[Stored, Stored]:
-    """The pair with B in nibbles, or as it is where B is too large, or A the factor of an embedding."""
+    """The pair with B in nibbles, or as it is where A is the factor of an embedding. Unfit: it cannot be."""
     import numpy as np
 
     (name_a, (inputs, _), kind_a, data_a), (name_b, (_, outputs), kind_b, data_b) = a, b
-    if name_a.startswith(EMBEDDING) or kind_a != Q8_0 or kind_b != Q8_0:
+    if name_a.startswith(EMBEDDING):
         return a, b
+    if kind_a != Q8_0 or kind_b != Q8_0:  # the numbers are too large for it, or none
+        raise Unfit
     blocks_a = np.frombuffer(data_a, np.int8).reshape(-1, inputs // BLOCK, 2 + BLOCK)
-    found = in_nibbles(blocks_a, np.frombuffer(data_b, np.int8).reshape(outputs, -1, 2 + BLOCK))
-    if found is None:
-        return a, b
-    rank = len(found[0])
-    return (name_a, (inputs, rank), Q8_0, found[0].data), (name_b, (rank, outputs), Q4_0, found[1].data)
+    made_a, made_b = in_nibbles(blocks_a, np.frombuffer(data_b, np.int8).reshape(outputs, -1, 2 + BLOCK))
+    rank = len(made_a)
+    return (name_a, (inputs, rank), Q8_0, made_a.data), (name_b, (rank, outputs), Q4_0, made_b.data)
 
 
 def _tensors(adapters: Sequence[tuple[GGUFHeader, float]], kind: int | None) -> Iterator[Stored]:
@@ -122,7 +123,7 @@ def _blocks(path: Path, info: TensorInfo) -> np.ndarray:
     """Q8_0 as it is stored, int8 [blocks, 34]."""
     import numpy as np
 
-    return np.fromfile(path, np.int8, info.size, offset=info.offset).reshape(-1, 2 + BLOCK)
+    return np.fromfile(os.fspath(path), np.int8, info.size, offset=info.offset).reshape(-1, 2 + BLOCK)
 
 
 def _scaled(blocks: np.ndarray, factor: float) -> np.ndarray:
@@ -137,10 +138,10 @@ def _stored(name: str, values: np.ndarray, kind: int) -> Stored:
     """Of `kind`, or F32 where that cannot hold numbers so large."""
     import numpy as np
 
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         data = _encode(values, kind)
-    if kind != F32 and not np.isfinite(_decode(data, kind)).all():
-        kind, data = F32, _encode(values, F32)
+        if kind != F32 and not np.isfinite(_decode(data, kind)).all():
+            kind, data = F32, _encode(values, F32)
     return name, values.shape[::-1], kind, data.data
 
 

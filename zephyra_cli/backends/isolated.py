@@ -188,6 +188,8 @@ class IsolatedBackend:
         if "error" in answer:
             hint = answer.get("hint")
             raise ZephyraError(str(answer["error"]), hint=None if hint is None else str(hint))
+        if "memory" in answer:
+            raise MemoryError(str(answer["memory"]))
         if "fault" in answer:
             raise RuntimeError(str(answer["fault"]))
         return answer.get("value")

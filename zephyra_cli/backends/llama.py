@@ -114,6 +114,8 @@ class LlamaBackend(LocalBackend):
 
             self._prompts = PromptCache(prompt_folder, self._settings, path, self._adapters)
         self._mix: Mix = ()
+        self._batches: dict[Generator[Event, bool | None, None], Mix] = {}
+        """Those of `generate_many` that are under way."""
 
     def _number(self, key: str, default: int = 0) -> int:
         value = self._header.metadata.get(f"{self._header.architecture}.{key}", default)
@@ -190,13 +192,19 @@ class LlamaBackend(LocalBackend):
             else:
                 groups.setdefault(mix, []).append((index, job))
         for mix, group in groups.items():
-            loaded = self._adapters.loaded(mix, self._pool.mixes)
+            loaded = self._loaded(mix)
 
             def open_context(size: int, count: int, adapters: Loaded = loaded) -> SlotContext:
                 return SlotContext(self._lib, self._model, self._settings, adapters, size, count)
 
             slots = Slots(open_context, self._sampler, self._ends_answer, self.context_length, at_once)
-            yield from slots.run(group)
+            running = slots.run(group)
+            self._batches[running] = mix
+            try:
+                yield from running
+            finally:
+                self._batches.pop(running, None)
+            self._check_open()  # it may have been closed between two of the batch's tokens
 
     def _sampler(self, job: Job) -> Sampler:
         constraint = self._constraint(job.params)
@@ -208,7 +216,7 @@ class LlamaBackend(LocalBackend):
         context = Context(self._lib, self._model, self._settings, len(prompt), all_logits=True)
         rows = []
         try:
-            context.set_adapters(*self._adapters.loaded(self._mix, self._pool.mixes))
+            context.set_adapters(*self._loaded(self._mix))
             for at in range(0, len(prompt), context.n_batch):
                 chunk = prompt[at : at + context.n_batch]
                 context.decode(chunk)
@@ -227,6 +235,8 @@ class LlamaBackend(LocalBackend):
         return self._pool.bytes
 
     def close(self) -> None:
+        for running in list(self._batches):
+            running.close()
         self.forget()
         self._vocabulary.close()
         if self._draft is not None:
@@ -237,7 +247,11 @@ class LlamaBackend(LocalBackend):
         self._adapters.clear()
 
     def _context(self, need: int) -> Context:
-        return self._pool.context(self._mix, lambda: self._adapters.loaded(self._mix, self._pool.mixes), need)
+        return self._pool.context(self._mix, lambda: self._loaded(self._mix), need)
+
+    def _loaded(self, mix: Mix) -> Loaded:
+        """What `mix` runs under; the sums that somebody runs under stay meanwhile."""
+        return self._adapters.loaded(mix, {*self._pool.mixes, *self._batches.values()})
 
     def _check_open(self) -> None:
         self._vocabulary.check_open()

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     import numpy as np
 
 _FACTOR, _HALF = 17, BLOCK // 2
+_LEAST = 2.0**-17
+"""That the largest scale of a matrix must be: those of Q8_0 are FP16, which are coarse below 2^-14."""
+
+
+class Unfit(ValueError):
+    """Numbers that cannot be written like this without loss, or that are none."""
 
 
 def fits_nibbles(header: GGUFHeader) -> bool:
@@ -31,8 +37,8 @@ def fits_nibbles(header: GGUFHeader) -> bool:
     )
 
 
-def in_nibbles(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """A in Q8_0 and B in Q4_0 of both in Q8_0: int8 [rows, blocks, 34]. None: a scale gets too large."""
+def in_nibbles(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A in Q8_0 and B in Q4_0 of both in Q8_0: int8 [rows, blocks, 34]. Unfit: its scales are too small or large."""
     import numpy as np
 
     numbers = np.arange(256, dtype=np.uint8).view(np.int8).astype(np.int32)
@@ -45,12 +51,17 @@ def in_nibbles(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray] | 
 
     codes = b[..., 2:].view(np.uint8)
     here, there = codes[..., :_HALF], codes[..., _HALF:]
-    scales = np.ascontiguousarray(a[..., :2]).view(np.float16).astype(np.float32) * _FACTOR
+    scales = [np.ascontiguousarray(blocks[..., :2]).view(np.float16).astype(np.float32) for blocks in (a, b)]
     with np.errstate(over="ignore"):
-        larger = np.concatenate([scales.astype(np.float16).view(np.int8), a[..., 2:]], axis=-1)
-    if not all(np.isfinite(blocks[..., :2].copy().view(np.float16)).all() for blocks in (larger, b)):
-        return None
+        larger = (scales[0] * _FACTOR).astype(np.float16)
+    if not (np.isfinite(larger).all() and np.isfinite(scales[1]).all()):
+        raise Unfit
+    if any(
+        blocks[..., 2:].any() and np.abs(scale).max() < _LEAST for blocks, scale in zip((a, b), scales, strict=True)
+    ):
+        raise Unfit
+    high_a = np.concatenate([larger.view(np.int8), a[..., 2:]], axis=-1)
     if b.shape[-2] == 1 and not there.any():
-        return np.concatenate([larger[:_HALF], a[:_HALF]]), joined(high[here], low[here])
+        return np.concatenate([high_a[:_HALF], a[:_HALF]]), joined(high[here], low[here])
     whole = joined(high[here], high[there]), joined(low[here], low[there])
-    return np.concatenate([larger, a]), np.concatenate(whole, axis=-2)
+    return np.concatenate([high_a, a]), np.concatenate(whole, axis=-2)

@@ -25,6 +25,13 @@ def parameters(header: GGUFHeader) -> int:
     return sum(math.prod(tensor.shape) for tensor in header.tensors.values())
 
 
+def quantized(header: GGUFHeader) -> bool:
+    """Whether most weights are of fewer than 16 bits."""
+    tensors = header.tensors.values()
+    small = sum(math.prod(tensor.shape) for tensor in tensors if tensor.type_name not in ("F32", "F16", "BF16"))
+    return small > parameters(header) / 2
+
+
 def load_weights(lib: Any, header: GGUFHeader, extra_buffers: bool | None) -> int:
     """llama.cpp's model. `extra_buffers`: repack (None: where it pays). ZephyraError: it cannot be loaded.
 

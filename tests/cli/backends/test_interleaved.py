@@ -31,8 +31,9 @@ def paths(tiny_loras: Any, tmp_path: Path) -> dict[str, Path]:
 
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch, tiny_gguf: Path) -> Iterator[None]:
-    """Every base is large enough. Skips where llama.cpp has no kernel for this processor."""
+    """Every base is large enough and counts as quantized. Skips where llama.cpp has no kernel for this processor."""
     monkeypatch.setattr(adapters, "LARGE", 0)
+    monkeypatch.setattr(adapters, "quantized", lambda base: True)
     backend = LlamaBackend(tiny_gguf, threads=1)
     able = backend._adapters._interleaver is not None
     backend.close()
@@ -198,6 +199,57 @@ def test_where_it_cannot_be_done_nothing_is(
     assert Interleaver.of(library(), 0, 1) is None
     backend = opened(tiny_gguf, paths)
     assert held(backend) == 0 and backend._adapters._interleaver is None
+    backend.close()
+
+
+def test_beside_exact_weights_adapters_stay_exact(
+    tiny_gguf: Path, paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapters, "LARGE", 0)
+    backend = opened(tiny_gguf, paths)
+    assert backend._adapters._interleaver is None
+    backend.close()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e-7, 1e30])
+def test_numbers_that_nibbles_cannot_hold_stay_as_they_are(
+    value: float, tiny_loras: Any, tmp_path: Path, tiny_gguf: Path, large: None, recwarn: pytest.WarningsRecorder
+) -> None:
+    lora = {name: (a.copy(), b.copy(), scale) for name, (a, b, scale) in tiny_loras["a"].items()}
+    _, b, _ = lora["blk.0.attn_q.weight"]
+    if value < 1:
+        b[:] = value
+    else:
+        b[0, 0] = value
+    path = stored(tmp_path / "a.gguf", lora, "BF16", 4)
+    recwarn.clear()
+    backend = opened(tiny_gguf, {"a": path})
+    assert held(backend) == 0 and not recwarn.list
+    backend.close()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_what_stops_the_interleaving_leaves_no_adapter_behind(
+    error: type[BaseException], tiny_gguf: Path, paths: dict[str, Path], large: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freed = []
+    free = library().llama_adapter_lora_free
+    monkeypatch.setattr(library(), "llama_adapter_lora_free", lambda adapter: (freed.append(adapter), free(adapter)))
+    interleave = Interleaver.interleave
+
+    def stopped(self: Interleaver, adapter: int) -> bool:
+        interleave(self, adapter)
+        raise error
+
+    monkeypatch.setattr(Interleaver, "interleave", stopped)
+    backend = LlamaBackend(tiny_gguf, threads=1)
+    if error is KeyboardInterrupt:
+        with pytest.raises(KeyboardInterrupt):
+            backend.add_adapter("a", paths["a"])
+        assert not backend._adapters._resident
+    else:
+        backend.add_adapter("a", paths["a"])  # as it lies in its file
+    assert len(freed) == 1 and held(backend) == 0
     backend.close()
 
 

@@ -139,3 +139,33 @@ def test_conversations_keep_their_cache_and_an_early_close_leaves_nothing_wrong(
     backend.set_adapters({})
     assert list(backend.generate(prompt, SamplingParams(max_tokens=4))) == first
     assert backend.usage.cached_tokens == 49
+
+
+def test_a_batch_keeps_its_blend_while_others_come_and_go(
+    tiny_gguf: Path, tiny_adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zephyra_cli.backends.adapters._SUMS", 1)
+    backend = LlamaBackend(tiny_gguf, threads=1, kv_type="f32", flash_attention=False, live_mixes=1)
+    for name, path in tiny_adapters.items():
+        backend.add_adapter(name, path)
+    jobs = [Job(prompt=[7, 8, 9], params=SamplingParams(max_tokens=12), weights={"a": 0.5, "b": 0.5}) for _ in range(2)]
+    wanted = at_once(backend, jobs)
+    answers: list[list[Token]] = [[], []]
+    for at, (index, token) in enumerate(backend.generate_many(jobs)):
+        assert isinstance(token, Token)
+        answers[index].append(token)
+        backend.set_adapters({"a": 0.1 + 0.05 * (at % 8), "c": 0.5})
+        list(backend.generate([5, 6], SamplingParams(max_tokens=1)))
+    assert answers == wanted
+    backend.close()
+
+
+def test_a_batch_ends_with_its_backend(tiny_gguf: Path) -> None:
+    backend = LlamaBackend(tiny_gguf, threads=1)
+    events = backend.generate_many(
+        [Job(prompt=[7, 8], params=SamplingParams(max_tokens=12), weights={}) for _ in range(2)]
+    )
+    next(events)
+    backend.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        next(events)
