@@ -71,6 +71,7 @@ class NgramDraft:
 
 FIRST_PAUSE, LONGEST_PAUSE = 64, 4096  # tokens without a draft after one that did not pay; each time twice as many
 TRIALS = (1, 3, 7, 15)  # tokens of the drafts that find out whether it pays: each after one that was right altogether
+SURE = 0.97  # acceptance from which on the next longer trial is worth its price
 WORTH = 1.03  # a draft must promise this much more speed
 _MEMORY = 0.95  # share of the past acceptance that is kept at each step
 _PLAIN_FIRST, _PLAIN_AGAIN = 3, 48  # plain steps before the first draft; steps with a draft after which one is plain
@@ -83,8 +84,8 @@ class DraftLength:
     A step that verifies k drafted tokens at an acceptance of p gives 1 + p + … + p^k tokens. What it costs is
     measured for every length, drafting included, and compared with that of a plain step. Where nothing pays there is a
     pause, then a trial, then a pause twice as long. A trial begins with one token, for it may be wrong, and grows as
-    long as it is right and would not pay even so, for some processors gain by many tokens at once only. Lengths beyond
-    twice the longest that was measured are not trusted. One object lives as long as model and draft do.
+    long as it is right and would not pay even so, for some processors gain by many tokens at once only; nearly certain
+    guesses try the longer ones too. Lengths beyond twice the longest that was measured are not trusted. One object lives as long as model and draft do.
     """
 
     def __init__(self, longest: int = LONGEST_DRAFT) -> None:
@@ -114,6 +115,9 @@ class DraftLength:
             return 0  # what a plain step costs decides all, and one that was disturbed would for ever
         if self._trial is not None:
             return min(TRIALS[self._trial], self.longest)
+        longest = max(self._seconds) - 1
+        if self.acceptance >= SURE and (longer := [n for n in TRIALS if longest < n <= self.longest]):
+            return longer[0]
         known = 2 * max(self._seconds) - 1
         best = max(range(1, min(self.longest, known) + 1), key=self._rate)
         if self._rate(best) > WORTH * self._rate(0):
