@@ -69,7 +69,7 @@ class NgramDraft:
         self._after.clear()
 
 
-FIRST_PAUSE, LONGEST_PAUSE = 64, 4096  # tokens without a draft after one that did not pay; each time twice as many
+FIRST_PAUSE, LONGEST_PAUSE = 128, 4096  # tokens without a draft after one that did not pay; each time twice as many
 TRIALS = (1, 3, 7, 15)  # tokens of the drafts that find out whether it pays: each after one that was right altogether
 SURE = 0.97  # acceptance from which on the next longer trial is worth its price
 WORTH = 1.03  # a draft must promise this much more speed
@@ -82,10 +82,11 @@ class DraftLength:
     """How many tokens to draft: as many as pay by the clock, 0 where none do.
 
     A step that verifies k drafted tokens at an acceptance of p gives 1 + p + … + p^k tokens. What it costs is
-    measured for every length, drafting included, and compared with that of a plain step. Where nothing pays there is a
-    pause, then a trial, then a pause twice as long. A trial begins with one token, for it may be wrong, and grows as
-    long as it is right and would not pay even so, for some processors gain by many tokens at once only; nearly certain
-    guesses try the longer ones too. Lengths beyond twice the longest that was measured are not trusted. One object lives as long as model and draft do.
+    measured for every length, drafting included, and compared with that of a plain step. Where nothing pays there is
+    a pause, then a trial, then a pause twice as long. A trial begins with one token, for it may be wrong, and grows
+    as long as it is right and would not pay even so, for some processors gain by many tokens at once only; nearly
+    certain guesses try the longer ones too. Lengths beyond twice the longest that was measured are not trusted. One
+    object lives as long as model and draft do.
     """
 
     def __init__(self, longest: int = LONGEST_DRAFT) -> None:
