@@ -71,6 +71,7 @@ class NgramDraft:
 
 FIRST_PAUSE, LONGEST_PAUSE = 128, 4096  # tokens without a draft after one that did not pay; each time twice as many
 TRIALS = (1, 3, 7, 15)  # tokens of the drafts that find out whether it pays: each after one that was right altogether
+CLEAR = 1.25  # times as fast, all guesses right: a trial that shows so much need not grow
 SURE = 0.97  # acceptance from which on the next longer trial is worth its price
 WORTH = 1.03  # a draft must promise this much more speed
 _MEMORY = 0.95  # share of the past acceptance that is kept at each step
@@ -84,7 +85,7 @@ class DraftLength:
     A step that verifies k drafted tokens at an acceptance of p gives 1 + p + … + p^k tokens. What it costs is
     measured for every length, drafting included, and compared with that of a plain step. Where nothing pays there is
     a pause, then a trial, then a pause twice as long. A trial begins with one token, for it may be wrong, and grows
-    as long as it is right and would not pay even so, for some processors gain by many tokens at once only; nearly
+    as long as it is right and does not clearly pay, for some processors gain by many tokens at once only; nearly
     certain guesses try the longer ones too. Lengths beyond twice the longest that was measured are not trusted. One
     object lives as long as model and draft do.
     """
@@ -140,7 +141,7 @@ class DraftLength:
         if self._trial == 0:
             self._hits, self._tries = _PRIOR, 1.0
         if self._trial is not None:
-            pays = (drafted + 1) * self._seconds.get(1, 0.0) > WORTH * (seconds + drafting_seconds)
+            pays = (drafted + 1) * self._seconds.get(1, 0.0) > CLEAR * (seconds + drafting_seconds)
             grows = accepted == drafted and not pays and self._trial + 1 < len(TRIALS)
             self._trial = self._trial + 1 if grows else None
         self._hits = _MEMORY * self._hits + accepted
