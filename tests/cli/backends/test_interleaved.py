@@ -15,6 +15,8 @@ from zephyra_cli.backends.interleaved import Interleaver
 from zephyra_cli.backends.library import library
 from zephyra_cli.backends.llama import LlamaBackend
 from zephyra_cli.backends.nibbles import fits_nibbles
+from zephyra_cli.backends.self_test import extra_buffers_allowed
+from zephyra_cli.devices import cpu_flags
 from zephyra_converters.gguf_header import read_header
 from zephyra_converters.gguf_read import tensor_of
 from zephyra_fusion.types import SamplingParams
@@ -38,6 +40,8 @@ def large(monkeypatch: pytest.MonkeyPatch, tiny_gguf: Path) -> Iterator[None]:
     able = backend._adapters._interleaver is not None
     backend.close()
     if not able:
+        known = "avx2" in cpu_flags() and extra_buffers_allowed(True) and not library().llama_supports_gpu_offload()
+        assert not known, "this build has kernels for this processor, and they were not taken"
         pytest.skip("llama.cpp interleaves nothing on this processor")
     yield
 
